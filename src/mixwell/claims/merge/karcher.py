@@ -8,12 +8,15 @@ squared angles to the nets, as mean over tensors. Against it: an accuracy that i
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Comparison
 from mixwell.claims.merge._digits import Tensors, Tuned, best, digits, fresh, merged, tuned
+from mixwell.claims.merge._moved import between
 
 FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 EARLY, STEPS, RATE = 40, 60, 3e-3
@@ -35,9 +38,9 @@ def angles(mean: Tensors, models: list[dict[str, Tensor]]) -> float:
     """Sum of squared angles from the mean to the nets, as mean over tensors."""
     total = 0.0
     for name, tensor in mean.items():
-        own = tensor.flatten().double()
-        others = torch.stack([model[name].flatten().double() for model in models])
-        cosines = torch.cosine_similarity(own, others, dim=1)
+        own = tensor.double().flatten()
+        others = torch.stack([model[name] for model in models]).double()
+        cosines = torch.cosine_similarity(own, others.flatten(1), dim=1)
         found = cosines.clamp(-1, 1).acos()
         total += float(found.square().sum())
     return total / len(mean)
@@ -50,8 +53,7 @@ def trial(bench: Bench, seed: int) -> dict[str, dict[str, float]]:
     for side, name in (("method", "karcher"), ("baseline", "linear")):
         mean = merged(name, task)
 
-        def moved(factor: float, mean: Tensors = mean) -> Tensors:
-            return {tensor: torch.lerp(task.base[tensor], mean[tensor], factor) for tensor in mean}
-
-        found[side] = {"accuracy": best(moved, FACTORS, task), "angles": angles(mean, task.models)}
+        moved = functools.partial(between, task.base, mean)
+        accuracy = best(moved, FACTORS, task)
+        found[side] = {"accuracy": accuracy, "angles": angles(mean, task.models)}
     return found

@@ -18,6 +18,7 @@ from mixwell.claims._judging import BITS
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.claims.merge._digits import module
+from mixwell.claims.merge._moved import between
 from mixwell.convert.upcycle import Config, upcycle
 from mixwell.core.checkpoint import Checkpoint
 from mixwell.core.rng import generator
@@ -55,7 +56,7 @@ def shuffled(checkpoint: Checkpoint, seed: int) -> Checkpoint:
 
 def mean(first: Checkpoint, second: Checkpoint) -> Checkpoint:
     """Of all tensors as they stand."""
-    found = {name: torch.lerp(tensor, second.tensors[name], 0.5) for name, tensor in first.tensors.items()}
+    found = between(first.tensors, second.tensors, 0.5)
     return first.derive(tensors=found)
 
 

@@ -28,6 +28,7 @@ from mixwell.claims.merge._digits import (
     merged,
     tuned,
 )
+from mixwell.claims.merge._moved import between
 from mixwell.core.rng import generator
 
 SOUP, FEW, ROWS, STEPS, RATE = 8, 2, 200, 150, 3e-3
@@ -60,17 +61,18 @@ def both(net: Tensors, rows: Rows, seed: int) -> float:
     return (clean + disturbed) / 2
 
 
+def change(base: Tensors, net: Tensors) -> Tensor:
+    """What the net learned beyond its base, as one vector."""
+    parts = [net[name] - start for name, start in base.items()]
+    return torch.cat([part.flatten() for part in parts])
+
+
 def check_apart(base: Tensors, first: Tensors, second: Tensors) -> None:
     """Raise where the two changes are one."""
-    changes = [torch.cat([net[name].flatten() - base[name].flatten() for name in base]) for net in (first, second)]
-    cosine = torch.cosine_similarity(*changes, dim=0)
+    one, other = change(base, first), change(base, second)
+    cosine = torch.cosine_similarity(one, other, dim=0)
     if float(cosine) > PARALLEL:
         raise Untestable(f"the two changes have a cosine of {float(cosine):.2f}, and there is no angle to tell from")
-
-
-def between(base: Tensors, mean: Tensors, share: float) -> dict[str, Tensor]:
-    """A net on the way from the base to the mean."""
-    return {name: torch.lerp(base[name], mean[name], share) for name in base}
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

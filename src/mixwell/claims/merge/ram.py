@@ -17,6 +17,7 @@ from torch import Tensor
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.claims.merge._digits import Tensors, Tuned, best_of, mean_accuracy, merged, turned_tasks
+from mixwell.claims.merge._moved import between
 
 KEPT = 0.2  # of each tensor's entries
 SCALES = (0.5, 0.75, 1.0, 1.5)
@@ -41,7 +42,7 @@ def chosen(task: Tuned, name: str, option: str, values: tuple[float, ...]) -> fl
     nets = []
     for value, scale in itertools.product(values, SCALES):
         net = merged(name, task, **{option: value})
-        moved = {tensor: torch.lerp(task.base[tensor], net[tensor], scale) for tensor in net}
+        moved = between(task.base, net, scale)
         nets.append(moved)
     net = best_of(nets, task.splits)
     return mean_accuracy(net, task.splits, "test")

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import itertools
 
-import torch
-
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.merge._digits import Tensors, Tuned, best_of, digits, fresh, mean_accuracy, merged, tuned
+from mixwell.claims.merge._digits import Tuned, best_of, digits, fresh, mean_accuracy, merged, tuned
+from mixwell.claims.merge._moved import between
 
 SHARES, SCALES = (0.1, 0.3, 0.6, 1.0), (0.5, 1.0, 1.5, 2.0)
 FLOOR = {"floor": 1e-20}  # the published 1e-6 lets all of such small nets weigh the same
@@ -35,17 +34,13 @@ def drifted(seed: int) -> Tuned:
     return Tuned(splits, base, models)
 
 
-def scaled(net: Tensors, base: Tensors, scale: float) -> Tensors:
-    """The net with its change from the base times `scale`."""
-    return {name: torch.lerp(base[name], net[name], scale) for name in net}
-
-
 def chosen(task: Tuned, name: str, share: str, options: dict[str, float]) -> float:
     """Test accuracy with the share and the scale that are best on validation rows."""
     nets = []
     for part, scale in itertools.product(SHARES, SCALES):
         net = merged(name, task, **{share: part}, **options)
-        nets.append(scaled(net, task.base, scale))
+        moved = between(task.base, net, scale)
+        nets.append(moved)
     net = best_of(nets, task.splits)
     return mean_accuracy(net, task.splits, "test")
 

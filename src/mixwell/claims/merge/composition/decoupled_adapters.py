@@ -42,7 +42,9 @@ class Fitted(NamedTuple):
     def update(self, name: str, part: str) -> Any:
         """A map's update for tokens of text, of the model's kind, or for all (`text`, `kind`, `all`)."""
         own = module("merge.composition.decoupled_adapters")
-        return own.Update(self.tensors[f"{name}.{part}.a"], self.tensors[f"{name}.{part}.b"])
+        start = f"{name}.{part}"
+        a, b = self.tensors[f"{start}.a"], self.tensors[f"{start}.b"]
+        return own.Update(a, b)
 
 
 def pieces(x: Tensor, side: int) -> Tensor:
@@ -64,7 +66,9 @@ def seen(x: Tensor, kind: int, seed: int) -> Tensor:
 
 def drawn(shape: tuple[int, ...], draws: torch.Generator) -> Tensor:
     """Weights of spread 1 / sqrt(fan in)."""
-    return torch.randn(shape, generator=draws) * shape[-1] ** -0.5
+    spread = shape[-1] ** -0.5
+    weight = torch.randn(shape, generator=draws)
+    return spread * weight
 
 
 def placed(tensors: Tensors, shown: Tensor) -> Tensor:
@@ -134,7 +138,8 @@ def plain(base: Tensors, name: str, x: Tensor, kinds: Tensor) -> Tensor:
 
 def one_update(base: Tensors, update: Callable[[str], Any], name: str, x: Tensor, kinds: Tensor) -> Tensor:
     """A map with one update for all tokens."""
-    return plain(base, name, x, kinds) + update(name)(x)
+    learned = update(name)
+    return plain(base, name, x, kinds) + learned(x)
 
 
 def apart(base: Tensors, models: Sequence[Fitted], share: float, name: str, x: Tensor, kinds: Tensor) -> Tensor:
@@ -169,9 +174,12 @@ def kinds_of(models: Sequence[Fitted], alone: bool) -> Tensor:
 
 def logits(seed: int, models: Sequence[Fitted], shown: Sequence[Tensor], change: Change) -> Tensor:
     """What models say of their inputs, side by side."""
-    tokens = [placed(model.tensors, each) for model, each in zip(models, shown)]
+    _, base = start(seed)
+    pairs = zip(models, shown)
+    tokens = [placed(model.tensors, each) for model, each in pairs]
+    together = torch.cat(tokens, dim=1)
     kinds = kinds_of(models, len(models) == 1)
-    return read(start(seed)[1], torch.cat(tokens, dim=1), kinds, change)
+    return read(base, together, kinds, change)
 
 
 def alone(seed: int, model: Fitted, decoupled: bool) -> Change:

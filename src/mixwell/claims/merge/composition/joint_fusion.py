@@ -94,7 +94,8 @@ class Joined(nn.Module):
         """Logits."""
         first, second = self.first.entered(tokens_BT), self.second.entered(tokens_BT)
         first, second = self.fusion(first, second)
-        return self.fusion.joined(self.first.left(first), self.second.left(second))
+        one, other = self.first.left(first), self.second.left(second)
+        return self.fusion.joined(one, other)
 
 
 class Texts(NamedTuple):
@@ -124,13 +125,16 @@ def texts(bench: Bench, seed: int) -> Texts:
     split = digits(seed)
     rows, _ = trunk.windows(bench.data, "train", ROWS, LENGTH)
     held, _ = trunk.windows(bench.data, "held", ROWS // 4, LENGTH)
-    return Texts(rows, levels(split.train.x), held, levels(split.test.x[: len(held)]))
+    images, unseen = levels(split.train.x), levels(split.test.x)
+    return Texts(rows, images, held, unseen[: len(held)])
 
 
 def loss(reader: Reader, rows_BT: Tensor) -> Tensor:
     """Mean cross-entropy of each next token."""
     logits_BTV = reader(rows_BT[:, :-1])
-    return F.cross_entropy(logits_BTV.flatten(0, 1), rows_BT[:, 1:].flatten())
+    logits_NV = logits_BTV.flatten(0, 1)
+    following = rows_BT[:, 1:]
+    return F.cross_entropy(logits_NV, following.flatten())
 
 
 def trained(model: nn.Module, kinds: tuple[Tensor, ...], steps: int, seed: int, lr: float) -> None:

@@ -165,6 +165,21 @@ def merging(found: Found) -> list[str]:
             *table(found, ["method"], ["s", "GB", "mergekit's time", "mergekit's GB"], rows), *commands(found)]
 
 
+def converting(found: Found) -> list[str]:
+    """Peak memory of conversions."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for method, row in data["methods"].items():
+            label = f"convert.{method} {' '.join(row['options'])}"
+            cells = [f"{row['result_bytes'] / 1e6:.0f}", f"{row['peak_bytes'] / 1e6:.0f}", f"{row['cpu_s']:.0f}"]
+            rows.setdefault((label,), {})[kind] = cells
+    first = next(iter(found.values()))
+    alone = first["imports_alone"]["peak_bytes"] / 1e6
+    return [f"**Conversions** of a model of {first['model_bytes'] / 1e6:.0f} MB in float32, each a process of its own "
+            f"with its receipt ({alone:.0f} MB are imports); MB of the result, MB at the peak, seconds of one core:",
+            "", *table(found, ["method"], ["result", "peak", "s"], rows), *commands(found)]
+
+
 def conversions(found: Found) -> list[str]:
     """The recipe's stages by domain, on the first kind of machine that ran it."""
     kind, data = next(iter(found.items()))

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim, Untestable
 from mixwell.claims.merge._digits import Tensors, Tuned, best, digits, fresh, merged, module, tuned
-from mixwell.merge._parts import length, product
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 EARLY, STEPS, RATE = 40, 100, 3e-3
@@ -42,8 +42,8 @@ def check_arc(first: Tensors, second: Tensors) -> None:
 
 def cosine(first: Tensor, second: Tensor) -> float:
     """Of two tensors as vectors."""
-    lengths = length(first) * length(second)
-    return float(product(first, second) / lengths.clamp(min=1e-12))
+    one, other = first.double().flatten(), second.double().flatten()
+    return float(torch.cosine_similarity(one, other, dim=0))
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

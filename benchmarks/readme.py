@@ -278,7 +278,8 @@ def _em_beside(data: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The block between the markers."""
-    makers = train_step, moe_layer, transformers_experts, decode, merging, conversions, adapters, gguf_export, em
+    makers = (train_step, moe_layer, transformers_experts, decode, merging, converting, conversions, adapters,
+              gguf_export, em)
     blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     return "\n\n".join("\n".join(block) for block in blocks)
 

@@ -23,7 +23,7 @@ def placing(keep: Keep | None) -> Iterator[None]:
     def put_kept(work: Rewrite, layer: int, name: str, tensor: Tensor) -> None:
         put(work, layer, name, keep(tensor))
 
-    Rewrite.put = put_kept  # type: ignore[method-assign]
+    Rewrite.put = put_kept  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

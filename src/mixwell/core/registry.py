@@ -98,8 +98,7 @@ def _read(path: Path, name: str) -> Entry | None:
 def _mark(node: ast.ClassDef | ast.FunctionDef) -> ast.Call | None:
     """The `@method(...)` above a definition, where one stands."""
     for decorator in node.decorator_list:
-        called = decorator.func if isinstance(decorator, ast.Call) else None
-        if isinstance(called, ast.Name) and called.id == "method":
+        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
             return decorator
     return None
 

@@ -36,13 +36,13 @@ class Unread(Tensor):
     @staticmethod
     def __new__(cls, form: Form, numbers: Callable[[], Tensor]) -> Unread:
         """numbers: reads the tensor, which has that form."""
-        made: Unread = Tensor._make_wrapper_subclass(cls, form.shape, dtype=form.dtype)  # type: ignore[attr-defined]
+        made: Unread = Tensor._make_wrapper_subclass(cls, form.shape, dtype=form.dtype)
         made.numbers = numbers
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Sequence[Any] = (),
-                           kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+            cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """The operation on the numbers. One that would write into them raises: nobody would see it."""
         written = function._schema.is_mutable and isinstance(args[0], Unread)
         if written:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _parts import machine, parser, save, start
+from _parts import RESULTS, kind, machine, parser, save, start
 
 from mixwell.formats.tensors import open_folder
 from mixwell.lm.config import ModelConfig
@@ -84,6 +84,7 @@ print(json.dumps([status, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 102
 def measured(command: Sequence[str], threads: int) -> dict[str, float]:
     """Processor time, wall time and peak memory of a command."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program is compiled once, not at every start
     with tempfile.NamedTemporaryFile() as said:
         began = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", MEASURE, said.name, *command], env=environment, check=True,
@@ -150,17 +151,26 @@ def least(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: min(run[name] for run in runs) for name in runs[0]}
 
 
+def saved_methods() -> dict[str, Any]:
+    """The figures of each method that were saved on this kind of machine."""
+    path = RESULTS / f"merging-{kind()}.json"
+    return json.loads(path.read_text(encoding="utf-8"))["methods"]
+
+
 def main() -> None:
     """Measure, print and save."""
     options = parser(__doc__ or "")
     options.add_argument("--mergekit", help="Python of an environment that has mergekit")
     options.add_argument("--repeat", type=int, default=1, help="runs of each merge, of which the smallest count")
     options.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=list(METHODS))
+    options.add_argument("--add", action="store_true", help="keep the saved figures of other methods")
     for name, size in (("dim", 768), ("layers", 12), ("hidden", 2048), ("vocab", 32000)):
         options.add_argument(f"--{name}", type=int, default=size)
     options.add_argument("--folder", help="where models are written; default: a temporary folder")
     given = options.parse_args()
     start(given)
+    empty = ["-c", "import mixwell.run.mergekit, mixwell.cli.main"]
+    measured([sys.executable, *empty], given.threads)  # writes bytecode where there is none yet
     with tempfile.TemporaryDirectory(prefix="mixwell-merging-", dir=given.folder) as folder:
         root = Path(folder)
         size = write_models(root, given.dim, given.layers, given.hidden, given.vocab)
@@ -176,10 +186,12 @@ def main() -> None:
             if "share_apart" in row:
                 line += f" ({row['share_apart']:.1e} of all apart by 1e-5, {row['largest_difference']:.1e} at most)"
             print(line, flush=True)
-        empty = measured([sys.executable, "-c", "import mixwell.run.mergekit"], given.threads)
-        figures = {"model_bytes": size, "models": MODELS, "methods": rows, "imports_alone": empty,
+        alone = measured([sys.executable, *empty], given.threads)
+        figures = {"model_bytes": size, "models": MODELS, "methods": rows, "imports_alone": alone,
                    "copy_bytes_per_s": copy_rate(root / "base" / "model.safetensors"), "machine": machine(given)}
-        print(f"models of {size / 1e6:.0f} MB; imports alone {empty['cpu_s']:.1f} s {empty['peak_bytes'] / 1e9:.2f} GB")
+        print(f"models of {size / 1e6:.0f} MB; imports alone {alone['cpu_s']:.1f} s {alone['peak_bytes'] / 1e9:.2f} GB")
+        if given.add:
+            figures["methods"] = {**saved_methods(), **rows}
         places = {given.mergekit: "VENV/bin/python", given.folder: "FOLDER"}
         sys.argv = [places.get(word, word) for word in sys.argv]  # what another machine would be told
         save("merging", given, figures)

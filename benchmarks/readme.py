@@ -165,6 +165,21 @@ def merging(found: Found) -> list[str]:
             *table(found, ["method"], ["s", "GB", "mergekit's time", "mergekit's GB"], rows), *commands(found)]
 
 
+def converting(found: Found) -> list[str]:
+    """Peak memory of conversions."""
+    rows: dict[tuple[str, ...], dict[str, list[str]]] = {}
+    for kind, data in found.items():
+        for method, row in data["methods"].items():
+            label = f"convert.{method} {' '.join(row['options'])}"
+            cells = [f"{row['result_bytes'] / 1e6:.0f}", f"{row['peak_bytes'] / 1e6:.0f}", f"{row['cpu_s']:.0f}"]
+            rows.setdefault((label,), {})[kind] = cells
+    first = next(iter(found.values()))
+    alone = first["imports_alone"]["peak_bytes"] / 1e6
+    return [f"**Conversions** of a model of {first['model_bytes'] / 1e6:.0f} MB in float32, each a process of its own "
+            f"with its receipt ({alone:.0f} MB are imports); MB of the result, MB at the peak, seconds of one core:",
+            "", *table(found, ["method"], ["result", "peak", "s"], rows), *commands(found)]
+
+
 def conversions(found: Found) -> list[str]:
     """The recipe's stages by domain, on the first kind of machine that ran it."""
     kind, data = next(iter(found.items()))
@@ -263,7 +278,8 @@ def _em_beside(data: dict[str, Any]) -> str:
 
 def figures() -> str:
     """The block between the markers."""
-    makers = train_step, moe_layer, transformers_experts, decode, merging, conversions, adapters, gguf_export, em
+    makers = (train_step, moe_layer, transformers_experts, decode, merging, converting, conversions, adapters,
+              gguf_export, em)
     blocks = [make(found) for make in makers if (found := of_kinds(make.__name__))]
     return "\n\n".join("\n".join(block) for block in blocks)
 

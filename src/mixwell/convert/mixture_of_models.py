@@ -8,8 +8,10 @@
 **Shapes:** gate_up_proj [2 F, D] of each model -> [E, 2 F, D]; router.weight [E, D].
 **Reference:** Lee et al. 2024, Flexible and Effective Mixing of Large Language Models into a Mixture of Domain Experts
     (2408.17280), section 3; mergekit-moe 0.1.5, whose YAML `config` reads.
-**Differs:** feed-forward blocks only: no experts of the maps of attention, no expert that is always on but mergekit's
-    `shared_experts`. An adapter is an expert as `BASE+ADAPTER`, in the base's weights. The mean over
+**Differs:** feed-forward blocks only. The source may also make experts of q, k and v, each map its own sum_e w_e W_e x
+    behind a router of its own; no mixer of `sequence` multiplies so (`attention_experts` routes to whole heads of one
+    model and hides the keys of others), and experts of it would lose what each model's maps do. No expert is always
+    on but mergekit's `shared_experts`. An adapter is an expert as `BASE+ADAPTER`, in the base's weights. The mean over
     prompts weighs each prompt alike, without padding.
 **Fails when:** hidden rows are used as they are: they come from states before the norm, the router reads states behind
     it; `normed` takes these.

@@ -58,22 +58,25 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Every method of the catalogue, sorted by name."""
     rooms = sorted(holding_methods())
-    found = itertools.chain.from_iterable(map(_of_room, rooms))
-    return tuple(found)
+    return tuple(itertools.chain.from_iterable(map(_of_room, rooms)))
 
 
 @functools.cache
 def _of_room(room: str) -> tuple[Entry, ...]:
     """Every method of one room: to read the others for it would take longer than some commands."""
-    found = []
-    for path in sorted((ROOT / room).rglob("*.py")):
-        if path.name.startswith("_"):
-            continue
-        relative = path.relative_to(ROOT)
-        entry = _read(path, ".".join(relative.with_suffix("").parts))
-        if entry is not None:
-            found.append(entry)
-    return tuple(found)
+    paths = sorted((ROOT / room).rglob("[!_]*.py"))
+    places = [path.relative_to(ROOT).with_suffix("") for path in paths]
+    found = [_at(".".join(place.parts)) for place in places]
+    return tuple(entry for entry in found if entry is not None)
+
+
+@functools.cache
+def _at(name: str) -> Entry | None:
+    """The method of that full name, which is where its file lies."""
+    room, *rest = name.split(".")
+    plain = room in holding_methods() and all(map(str.isidentifier, rest))
+    path = ROOT.joinpath(room, *rest).with_suffix(".py")
+    return _read(path, name) if plain and path.is_file() else None
 
 
 def _read(path: Path, name: str) -> Entry | None:
@@ -95,10 +98,7 @@ def _read(path: Path, name: str) -> Entry | None:
 def _mark(node: ast.ClassDef | ast.FunctionDef) -> ast.Call | None:
     """The `@method(...)` above a definition, where one stands."""
     for decorator in node.decorator_list:
-        if not isinstance(decorator, ast.Call):
-            continue
-        called = decorator.func
-        if isinstance(called, ast.Name) and called.id == "method":
+        if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "method":
             return decorator
     return None
 
@@ -129,9 +129,8 @@ def find(name: str, within: str = "") -> Entry:
     An unknown name raises `MixwellError` with the nearest one.
     """
     for candidate in (f"{within}.{name}" if within else name, name):
-        known = {entry.name: entry for entry in family(candidate.partition(".")[0])}
-        if candidate in known:
-            return known[candidate]
+        if (entry := _at(candidate)) is not None:
+            return entry
     options = [entry.name for entry in entries()]
     if within:
         options = [entry.name.removeprefix(within + ".") for entry in family(within)]

@@ -107,6 +107,8 @@ def copied(tensors: Mapping[str, Tensor], name: str, declared: Declared, where: 
             raise MixwellError(f"{where}: {name} holds {float(target.min()):g}; expected numbers above 0.")
     if written is not None and total.value != written:
         raise changed(name, where)
+    if isinstance(tensors, Summed):
+        tensors.let_go(stored)
     return copy
 
 
@@ -127,6 +129,9 @@ class Summed(Protocol):
 
     def sum(self, name: str) -> int | None:
         """The checksum that was written with it."""
+
+    def let_go(self, tensor: Tensor) -> None:
+        """Told of a tensor of `raw` that was copied."""
 
 
 def _pieces(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.files import digest, whole_file, write_json
-from mixwell.formats import streams, sums
+from mixwell.formats import mapped, streams, sums
 from mixwell.formats.declared import Form, Lazy, changed, form_of
 from mixwell.formats.places import held
 from mixwell.formats.plain import Schema, mapping, read_object, text
@@ -52,6 +52,10 @@ class LazyTensors(Lazy):
     def raw(self, name: str) -> Tensor:
         """A tensor whose checksum is left to the caller."""
         return self._files[name].read(name)
+
+    def let_go(self, tensor: Tensor) -> None:
+        """Give the memory back in which a tensor of `raw` lies, once it was copied and nobody looks at it again."""
+        mapped.let_go(tensor)
 
     def sum(self, name: str) -> int | None:
         """The checksum that was written with a tensor, where one was."""

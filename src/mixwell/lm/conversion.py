@@ -11,18 +11,23 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mixwell.convert.calibration import Calibration, asked
+from mixwell.convert.placing import placing
 from mixwell.core.checkpoint import Checkpoint, held
 from mixwell.core.errors import MixwellError
 from mixwell.core.registry import Entry
 from mixwell.formats.declared import finite
+from mixwell.lm.spilled import Spill, unread
 
 EXPERTS = ("gate_up_proj", "down_proj")
 _EMPTY = {torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty, Tensor.new_empty_strided}
 
 
 def convert(entry: Entry, before: Checkpoint, config: Any, generator: torch.Generator,
-            calibration: Calibration | None = None) -> Checkpoint:
+            calibration: Calibration | None = None, spill: Spill | None = None) -> Checkpoint:
     """Apply a method to a checkpoint.
+
+    spill: where new tensors wait; with one, the source is read and the result kept a tensor at a time, and the result
+    lasts as long as the spill does.
 
     A method that asks for calibration text and gets none, that leaves a tensor of its source unaccounted for, or a
     value or an expert unfilled, raises `MixwellError`.
@@ -32,8 +37,9 @@ def convert(entry: Entry, before: Checkpoint, config: Any, generator: torch.Gene
     method = entry.load()
     if (needs.tokens or needs.models) and calibration is None:
         raise MixwellError(f"{entry.name} looks at text with these options; hand some in (text=..., or --text FILE).")
-    before = held(before)
-    with _empty_is_nan():
+    before = held(before) if spill is None else unread(before)
+    keep = None if spill is None else spill.kept
+    with _empty_is_nan(), placing(keep):
         given = (calibration,) if hasattr(module, "needs") else ()
         after = method(before, config, generator, *given)
     check_accounted(before, after, entry.name)

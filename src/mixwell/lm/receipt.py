@@ -96,9 +96,11 @@ def measure(before: Checkpoint, after: Checkpoint, tokens_BT: Tensor, method: st
     labels = [None] * len(parts) if labels_B is None else labels_B.split(rows)
     for batch, own in zip(parts, labels):
         first_BTV, second_BTV = old.read(batch, own), new.read(batch, own)
-        apart = (first_BTV - second_BTV).abs()
-        error = max(error, float(apart.max()))
+        apart = first_BTV - second_BTV
+        error = max(error, float(apart.abs_().max()))
+        del apart  # as large as the logits
         first, second = _log_shares(first_BTV), _log_shares(second_BTV)
+        del first_BTV, second_BTV
         kl += float(F.kl_div(second, first, log_target=True, reduction="sum"))
         old.add_loss(first, batch)
         new.add_loss(second, batch)

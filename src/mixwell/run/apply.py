@@ -36,7 +36,7 @@ from mixwell.run.merging import (
 from mixwell.run.merging_factors import is_adapter
 from mixwell.run.paths import find_adapter, find_model
 from mixwell.run.room import check_room
-from mixwell.run.stages.convert import LENGTH, ROWS, converted, read_other
+from mixwell.run.stages.convert import LENGTH, ROWS, converted, read_other, spilled_beside
 
 ROOMS = ("convert", "precision")  # whose methods turn one checkpoint into another
 Given = LanguageModel | str | Path  # a model, or its place
@@ -86,16 +86,19 @@ def convert(name: str, model: Given, *, options: Mapping[str, Any], out: str | P
     check_room(entry, before, config, out)
     given = _given(text, needs.tokens, before, seed)
     tokens_BT = given.tokens_BT
-    after, receipt = converted(before, entry.name, config, seed, tokens_BT, given.calibration, given.bytes_V)
     measured_on = "random tokens" if text is None else str(text)
     source = _name(model)
-    after = after.derive(record={
-        "id": entry.name, "stage": entry.room, "method": entry.name, "config": to_dict(config), "seed": seed,
-        "inputs": [source, *needs.models], "tokens": tokens_BT.numel(), "measured_on": measured_on,
-        "versions": machine.versions(), "receipt": receipt.to_dict()})
-    if out is not None:
+    with spilled_beside(entry.name, out) as spill:
+        after, receipt = converted(before, entry.name, config, seed, tokens_BT, given.calibration, given.bytes_V, spill)
+        after = after.derive(record={
+            "id": entry.name, "stage": entry.room, "method": entry.name, "config": to_dict(config), "seed": seed,
+            "inputs": [source, *needs.models], "tokens": tokens_BT.numel(), "measured_on": measured_on,
+            "versions": machine.versions(), "receipt": receipt.to_dict()})
+        if out is None:
+            return after
         folders.write(after, out)
-    return after
+    written = folders.read(out)
+    return after.derive(tensors=written.tensors)
 
 
 def adapt(name: str, model: Given, adapter: str | Path | None, *, options: Mapping[str, Any],

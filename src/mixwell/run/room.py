@@ -28,20 +28,27 @@ ROWS_A_UNIT = 3  # gate, up, down
 def check_room(entry: Entry, before: Checkpoint, config: Any, out: str | Path | None = None) -> None:
     """Raise `MixwellError` where the result takes more than this machine's memory, or than the disk of `out` has free.
 
-    It is sketched without numbers; a method that cannot be tells its size by its largest count alone.
+    It is sketched without numbers; a method that cannot be tells its size by its largest count alone. A conversion that
+    has a disk to go to takes the memory of its largest tensor, and on the disk, on its way there, its size twice.
     """
     _check_counts(entry, before, config)
     after = sketch(entry, before, config)
     if after is None:
         return
     size = size_bytes(after.tensors)
-    check_memory(size, f"{entry.name}: the result")
+    streams = out is not None and entry.room == "convert"
+    if streams:
+        largest = max(tensor.nbytes for tensor in after.tensors.values())
+        check_memory(largest, f"{entry.name}: the largest tensor of the result")
+    else:
+        check_memory(size, f"{entry.name}: the result")
     if out is None:
         return
     free = shutil.disk_usage(_there(Path(out))).free
-    if size > free:
-        raise MixwellError(f"{entry.name}: the result takes {size / GIB:,.1f} GiB; the disk of {out} has "
-                           f"{free / GIB:,.1f} GiB free.")
+    needed = 2 * size if streams else size
+    if needed > free:
+        raise MixwellError(f"{entry.name}: the result takes {needed / GIB:,.1f} GiB until it is written; the disk of "
+                           f"{out} has {free / GIB:,.1f} GiB free.")
 
 
 def _check_counts(entry: Entry, before: Checkpoint, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from mixwell.lm.conversion import account_of, convert
 from mixwell.lm.data import TokenData
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.receipt import Receipt
+from mixwell.lm.spilled import Spill, beside
+from mixwell.lm.streamed import streamed
 from mixwell.run.paths import find_adapter, find_model
 from mixwell.run.stages._parts import Job, Stage, read_model
 from mixwell.run.stages.models import describe, folder_digest
@@ -32,14 +35,15 @@ SKETCHED = 8  # random tokens of a window to look at, where only the result's sh
 
 def converted(before: Checkpoint, method: str, config: Any, seed: int, tokens_BT: Tensor,
               calibration: Calibration | None = None,
-              token_bytes_V: Tensor | None = None) -> tuple[Checkpoint, Receipt]:
+              token_bytes_V: Tensor | None = None, spill: Spill | None = None) -> tuple[Checkpoint, Receipt]:
     """Apply the method and weigh the result; a broken promise raises `MixwellError`.
 
-    tokens_BT: what the receipt is measured on. token_bytes_V: bytes of each token, where the tokens are text.
+    tokens_BT: what the receipt is measured on. token_bytes_V: bytes of each token, where the tokens are text. spill:
+    where the result waits for what becomes of it (`lm.conversion.convert`).
     """
     entry = registry.find(method)
     draws = generator(seed, method)
-    after = convert(entry, before, config, draws, calibration)
+    after = convert(entry, before, config, draws, calibration, spill)
     promised = entry.module().promises(config)
     weighed = receipt.measure(before, after, tokens_BT, method, promised, token_bytes_V=token_bytes_V)
     account = account_of(before, after)
@@ -146,14 +150,23 @@ def run_convert(job: Job) -> dict[str, Any]:
     sizes = data.token_bytes_V.astype(np.int64)
     bytes_V = torch.from_numpy(sizes)
     tokens_BT = held_out(data)
-    after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT, calibration, bytes_V)
-    job.progress(0.8, "write")
-    told = weighed.to_dict()
-    record = job.record(tokens=tokens_BT.numel(), receipt=told)
-    noted = after.derive(record=record)
-    folders.write(noted, job.folder / "model")
-    model = LanguageModel.from_checkpoint(after)
-    return {**describe(model), "receipt": told}
+    place = job.folder / "model"
+    with spilled_beside(stage.method, place) as spill:
+        after, weighed = converted(before, stage.method, stage.config, stage.seed, tokens_BT, calibration, bytes_V,
+                                   spill)
+        job.progress(0.8, "write")
+        told = weighed.to_dict()
+        record = job.record(tokens=tokens_BT.numel(), receipt=told)
+        noted = after.derive(record=record)
+        folders.write(noted, place)
+        told_of = describe(streamed(after))
+    return {**told_of, "receipt": told}
+
+
+def spilled_beside(method: str, place: str | Path | None) -> AbstractContextManager[Spill | None]:
+    """Room beside `place` for what a conversion makes; other rooms' methods keep it in memory."""
+    streams = method.startswith("convert.")
+    return beside(place if streams else None)
 
 
 def convert_shape(stage: Stage, before: Checkpoint | None, vocab_size: int) -> Checkpoint:

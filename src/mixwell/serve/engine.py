@@ -18,6 +18,7 @@ from mixwell.lm.model import LanguageModel
 from mixwell.serve import jacobi, lookup
 from mixwell.serve.blocks import BlockPool
 from mixwell.serve.choose import choose, likelihoods
+from mixwell.serve.kept import Keep, KeptRows, keep_of
 from mixwell.serve.loads import Loads
 from mixwell.serve.ordering import Order
 from mixwell.serve.packing import blocks_within, mixes_tokens, side_by_side
@@ -42,6 +43,7 @@ class Limits:
     draft: str | None = None  # what guesses next tokens, read at once: "jacobi" or "lookup"; the answers are the same
     shortest_first: bool = False  # let rows in by how short their answers will be, learnt from the answers so far
     cache_bits: int | None = None  # of each number of keys and values, 8 or 4; None: as they are
+    keep: str | None = None  # POLICY:TOKENS, see `mixwell.serve.kept`; None: all positions of a row stay
     cache_bytes: int | None = None  # of keys and values; default a quarter of free memory, no more than max_rows fill
 
 
@@ -60,12 +62,13 @@ class Engine:
         self.packed = side_by_side(model.config) and not mixes_tokens(model)
         kept = widths(model) if self.packed else []
         _check_cache_bits(limits.cache_bits, self.packed)
+        self.keep = _keeping(limits, smaller, self.packed)
         self.position_bytes = sum(width.size_bytes(limits.cache_bits) for width in kept)
         count = self._blocks(limits)
         self.pool = BlockPool(count, limits.block)
         self.rows = self._rows(kept, limits.cache_bits)
         self.order = Order() if limits.shortest_first else None
-        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order)
+        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order, self.keep)
         self.loads = Loads(len(model.layers))
         self.draft = _drafting(model, limits.draft, smaller, self.packed)
         self.steps = self.read_tokens = self.written_tokens = self.drafted = self.held = 0
@@ -73,16 +76,21 @@ class Engine:
 
     def _blocks(self, limits: Limits) -> int:
         """Blocks of the cache: enough for all rows, or what memory holds; a whole context at least."""
-        one = -(-self.context // limits.block)
+        longest = self.context
+        if self.keep is not None:
+            longest = self.keep.positions(longest, longest, 0)
+        one = -(-longest // limits.block)
         most = one * limits.max_rows
         count = blocks_within(limits.cache_bytes, self.position_bytes * limits.block, most)
         if count < one:
             block_bytes = self.position_bytes * limits.block
-            raise MixwellError(f"a row of {self.context} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache, "
+            raise MixwellError(f"a row of {longest} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache, "
                                f"{count * block_bytes / 2**20:.0f} are there; give it more, or a shorter context.")
         return count
 
     def _rows(self, kept: list[Width], bits: int | None) -> PagedRows | SingleRows:
+        if self.keep is not None:
+            return KeptRows(self.model, self.keep, self.adapters)
         if self.packed:
             return PagedRows(self.model, self.pool.count, self.pool.size, kept, self.adapters, bits)
         return SingleRows(self.model, self.adapters)
@@ -137,6 +145,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Read a bounded number of ids; returns what is new of the rows."""
         turns = self.scheduler.plan()
+        for row in self.scheduler.sent_back:
+            self.rows.forget(row.number)
         if not turns:
             return []
         pieces = [_piece(turn) for turn in turns]
@@ -237,7 +247,7 @@ class Engine:
                 "blocks_used": pool.used, "cache_bytes": pool.count * block_bytes,
                 "cache_used_bytes": pool.used * block_bytes, "steps": self.steps, "prompt_tokens": self.read_tokens,
                 "generated_tokens": self.written_tokens, "drafted_tokens": self.drafted,
-                "drafted_held": self.held}
+                "drafted_held": self.held, "dropped_tokens": self.scheduler.dropped}
 
 
 def _check_cache_bits(bits: int | None, packed: bool) -> None:
@@ -249,6 +259,20 @@ def _check_cache_bits(bits: int | None, packed: bool) -> None:
         raise MixwellError("this model's layers keep more than keys and values; leave cache_bits out.")
 
 
+def _keeping(limits: Limits, smaller: LanguageModel | None, packed: bool) -> Keep | None:
+    """Which positions of rows stay."""
+    if limits.keep is None:
+        return None
+    if limits.draft is not None or smaller is not None:
+        raise MixwellError(f"keep is {limits.keep!r}, and drafts came, which need a cache that can go back; leave one "
+                           "out.")
+    if limits.cache_bits is not None:
+        raise MixwellError(f"keep is {limits.keep!r}, and cache_bits came; leave one out.")
+    if not packed:
+        raise MixwellError("this model's layers keep more than keys and values; leave keep out.")
+    return keep_of(limits.keep)
+
+
 def _piece(turn: Turn) -> Piece:
     """The ids that a row has read in its turn."""
     row = turn.row
@@ -257,7 +281,8 @@ def _piece(turn: Turn) -> Piece:
     all_asked = felt or (row.options.prompt_logprobs and not row.said)
     ids = [*row.ids[row.computed : end], *turn.drafts]
     asked = turn.count if all_asked else 1 + len(turn.drafts)
-    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt)
+    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt, len(row.prompt),
+                 row.options.max_tokens)
 
 
 def _drafting(model: LanguageModel, name: str | None, smaller: LanguageModel | None,

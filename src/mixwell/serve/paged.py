@@ -34,6 +34,8 @@ class Piece:
     row: int = 0  # number of the row
     adapter: int = NONE  # number of the adapter that the tokens go through
     felt: bool = False  # whether what the head is given is wanted of those asked, in the place of logits
+    prompt: int = 0  # ids of its row's prompt
+    answer: int = 0  # and of its answer at most
 
     @property
     def end(self) -> int:

@@ -96,6 +96,7 @@ class Row:
         self.pooled = None if options.pooling is None else Pooled(options.pooling)
         self.finished = False
         self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
+        self.dropped = 0  # positions that its cache let go
         self.waited = 0  # steps since it came in which it was not let in
         self.score, self.scored = 0.0, 0  # how short its answer will be, and by which lesson
         self.constraint: Constraint | None = None  # what may follow, where the answer's form is given
@@ -103,7 +104,7 @@ class Row:
 
     def begin_again(self) -> None:
         """Forget what was read; what was said stays said."""
-        self.computed = self.named = 0
+        self.computed = self.named = self.dropped = 0
         self.told.clear()
         if self.pooled is not None:
             self.pooled.clear()

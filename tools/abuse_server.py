@@ -222,7 +222,8 @@ def main() -> None:
     for fault in faults[:20]:
         print(f"fault: {fault}")
     if given.save and not faults:
-        command = " ".join(["python", "tools/abuse_server.py", *sys.argv[1:]])
+        words = [Path(word).name if word == str(given.save) else word for word in sys.argv[1:]]
+        command = " ".join(["python", "tools/abuse_server.py", *words])
         write_json(given.save, {"command": command, "machine": describe(threads()), **figures})
     sys.exit(1 if faults else 0)
 

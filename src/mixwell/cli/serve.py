@@ -25,7 +25,8 @@ CACHE_MIB = typer.Option(min=1, help="Memory for keys and values.  [default: a q
 CACHE_BITS = typer.Option(help="Bits of each number of keys and values, 8 or 4: more and longer answers in the same "
                                "memory.  [default: as they are]")
 DRAFT = typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: lookup (what the text said "
-                          "before), jacobi, or the folder of a smaller model of the same tokens.")
+                          "before), tree (that, in several branches at once), jacobi, or the folder of a smaller "
+                          "model of the same tokens.")
 RESIDENT = typer.Option(min=1, help="Experts of each layer that stay in memory; the others wait on disk.  [default: "
                                     "all]")
 
@@ -118,7 +119,7 @@ def _smaller(draft: str) -> LanguageModel:
     try:
         model = load(Path(draft))
     except MixwellError as error:
-        raise MixwellError(f"--draft is neither lookup nor jacobi, and no model: {error}") from error
+        raise MixwellError(f"--draft is neither lookup, tree nor jacobi, and no model: {error}") from error
     prepack_where_it_pays(model, WRITTEN)
     return model
 

@@ -17,6 +17,7 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
 from mixwell.serve import jacobi, lookup
 from mixwell.serve.blocks import BlockPool
+from mixwell.serve.branching import Branching
 from mixwell.serve.choose import choose, likelihoods
 from mixwell.serve.kept import Keep, KeptRows, keep_of
 from mixwell.serve.loads import Loads
@@ -27,9 +28,11 @@ from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
 from mixwell.serve.smaller import Smaller, check_smaller
 from mixwell.serve.store import BITS
+from mixwell.serve.tree_drafts import NONE
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
-                                              "lookup": lambda: lookup.Lookup(lookup.Config())}
+                                              "lookup": lambda: lookup.Lookup(lookup.Config()),
+                                              "tree": Branching}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Limits:
     step_tokens: int = 256  # ids read in a step at most
     max_rows: int = 32  # rows answered at once, at most step_tokens
     block: int = 16  # positions of a block of the cache
-    draft: str | None = None  # what guesses next tokens, read at once: "jacobi" or "lookup"; the answers are the same
+    draft: str | None = None  # what guesses next tokens: "jacobi", "lookup" or "tree"; answers are the same
     shortest_first: bool = False  # let rows in by how short their answers will be, learnt from the answers so far
     cache_bits: int | None = None  # of each number of keys and values, 8 or 4; None: as they are
     keep: str | None = None  # POLICY:TOKENS, see `mixwell.serve.kept`; None: all positions of a row stay
@@ -196,20 +199,26 @@ class Engine:
 
     def _verified(self, turn: Turn, read: Read) -> Iterator[Event]:
         """The row's next id, and those behind it as long as the guesses were what is drawn."""
-        row, drafts = turn.row, turn.drafts
-        self.drafted += len(drafts)
-        for place in range(len(drafts) + 1):
-            event = self._next(row, read, place - len(drafts) - 1)
+        row, tree = turn.row, turn.drafts
+        count = len(tree.tokens)
+        self.drafted += count
+        children = {(parent, token): node for node, (token, parent) in enumerate(zip(*tree))}
+        node: int | None = NONE
+        path: list[int] = []
+        while node is not None:
+            event = self._next(row, read, node - count)
             yield event
             if event.finish:
                 return
-            if place == len(drafts) or row.ids[-1] != drafts[place]:
-                break
-            self.scheduler.computed(row, 1)
-            self.held += 1
+            node = children.get((node, row.ids[-1]))
+            if node is not None:
+                path.append(node)
+                self.held += 1
+        self.rows.settle(row.number, path)
+        self.scheduler.computed(row, len(path))
         if row.drafter is not None:
-            passed = read.logits_NV[-len(drafts) - 1 :]
-            row.drafter.learn(passed.argmax(-1).tolist(), place + 1)
+            passed = read.logits_NV[-count - 1 :]
+            row.drafter.learn(passed.argmax(-1).tolist(), len(path) + 1)
 
     def _next(self, row: Row, read: Read, place: int) -> Event:
         """The row's next id by the logits at a place, and whether it is the last."""
@@ -279,10 +288,10 @@ def _piece(turn: Turn) -> Piece:
     end = row.computed + turn.count
     felt = row.pooled is not None
     all_asked = felt or (row.options.prompt_logprobs and not row.said)
-    ids = [*row.ids[row.computed : end], *turn.drafts]
-    asked = turn.count if all_asked else 1 + len(turn.drafts)
+    ids = [*row.ids[row.computed : end], *turn.drafts.tokens]
+    asked = turn.count if all_asked else 1 + len(turn.drafts.tokens)
     return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt, len(row.prompt),
-                 row.options.max_tokens)
+                 row.options.max_tokens, turn.drafts)
 
 
 def _drafting(model: LanguageModel, name: str | None, smaller: LanguageModel | None,

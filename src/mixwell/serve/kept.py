@@ -224,6 +224,7 @@ class KeptRows(PagedRows):
         self.model, self.keep, self.adapters = model, keep, adapters
         self.layers: list[Any] = [_Layer(number) for number in range(len(model.layers))]
         self.caches: dict[int, list[RuledCache]] = {}
+        self.drafted = {}
 
     def _spans(self, pieces: Sequence[Piece]) -> list[Any]:
         """A row begins anew with a piece that starts at 0."""

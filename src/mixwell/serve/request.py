@@ -15,6 +15,7 @@ from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
 from mixwell.serve.constrained import Constraint
 from mixwell.serve.tools import Call
+from mixwell.serve.tree_drafts import Tree
 from mixwell.serve.vectors import Pooled, Pooling
 
 
@@ -72,8 +73,8 @@ class Event:
 class Drafter(Protocol):
     """Guesses what a row says next, to be verified by the model in one pass."""
 
-    def draft(self, ids: Sequence[int], said: int, longest: int) -> list[int]:
-        """Guesses for what follows `ids`, of which `said` are the answer so far."""
+    def draft(self, ids: Sequence[int], said: int, longest: int) -> list[int] | Tree:
+        """Guesses for what follows `ids`, of which `said` are the answer so far, in a row or in branches."""
 
     def learn(self, predicted: Sequence[int], accepted: int) -> None:
         """Take in a pass: the likeliest token behind each of its positions, and how many tokens were accepted."""

@@ -7,12 +7,14 @@ held up by a long prompt, and prompts fill what the budget has left.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mixwell.serve.blocks import BlockPool, block_names
+from mixwell.serve.branching import chain, depths, first_nodes, no_deeper
 from mixwell.serve.kept import Keep
 from mixwell.serve.ordering import Order
 from mixwell.serve.request import Row
+from mixwell.serve.tree_drafts import Tree
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Turn:
 
     row: Row
     count: int
-    drafts: tuple[int, ...] = ()  # guesses of what follows, read beside
+    drafts: Tree = field(default_factory=lambda: Tree([], []))  # guesses of what follows, read beside
 
 
 class Scheduler:
@@ -71,20 +73,22 @@ class Scheduler:
         found = []
         for turn in turns:
             drafts = self._drafts(turn.row, budget)
-            budget -= len(drafts)
-            found.append(Turn(turn.row, turn.count, tuple(drafts)))
+            budget -= len(drafts.tokens)
+            found.append(Turn(turn.row, turn.count, drafts))
         return found
 
-    def _drafts(self, row: Row, most: int) -> list[int]:
+    def _drafts(self, row: Row, most: int) -> Tree:
         """Guesses of what a row says next, `most` at most, for which it has blocks."""
         if most <= 0 or row.drafter is None or not row.said:
-            return []
+            return Tree([], [])
         found = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
-        guesses = found[:most]
-        while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + len(guesses)):
+        tree = found if isinstance(found, Tree) else chain(found)
+        guesses = first_nodes(tree, most)
+        longest = max(depths(guesses), default=0)
+        while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + longest):
             row.blocks.append(self.pool.take(row.blocks[-1]))
         room = len(row.blocks) * self.pool.size - len(row.ids)
-        return guesses[:room]
+        return no_deeper(guesses, room)
 
     def _piece(self, row: Row, budget: int) -> Turn:
         most = budget if self.pieces else row.left

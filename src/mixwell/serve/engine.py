@@ -24,15 +24,15 @@ from mixwell.serve.loads import Loads
 from mixwell.serve.ordering import Order
 from mixwell.serve.packing import blocks_within, mixes_tokens, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
-from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
+from mixwell.serve.request import Brancher, Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
 from mixwell.serve.smaller import Smaller, check_smaller
 from mixwell.serve.store import BITS
 from mixwell.serve.tree_drafts import NONE
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
-                                              "lookup": lambda: lookup.Lookup(lookup.Config()),
-                                              "tree": Branching}
+DRAFTERS: dict[str, Callable[[], Drafter | Brancher]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
+                                                         "lookup": lambda: lookup.Lookup(lookup.Config()),
+                                                         "tree": Branching}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +295,7 @@ def _piece(turn: Turn) -> Piece:
 
 
 def _drafting(model: LanguageModel, name: str | None, smaller: LanguageModel | None,
-              packed: bool) -> Callable[[], Drafter] | None:
+              packed: bool) -> Callable[[], Drafter | Brancher] | None:
     """What makes a new row's drafter."""
     if name is None and smaller is None:
         return None

@@ -73,11 +73,21 @@ class Event:
 class Drafter(Protocol):
     """Guesses what a row says next, to be verified by the model in one pass."""
 
-    def draft(self, ids: Sequence[int], said: int, longest: int) -> list[int] | Tree:
-        """Guesses for what follows `ids`, of which `said` are the answer so far, in a row or in branches."""
+    def draft(self, ids: Sequence[int], said: int, longest: int) -> list[int]:
+        """Guesses for what follows `ids`, of which `said` are the answer so far."""
 
     def learn(self, predicted: Sequence[int], accepted: int) -> None:
         """Take in a pass: the likeliest token behind each of its positions, and how many tokens were accepted."""
+
+
+class Brancher(Protocol):
+    """Guesses several ways how a row may go on."""
+
+    def draft(self, ids: Sequence[int], said: int, longest: int) -> Tree:
+        """As `Drafter.draft`, in branches."""
+
+    def learn(self, predicted: Sequence[int], accepted: int) -> None:
+        """As `Drafter.learn`, by node."""
 
 
 class Row:
@@ -96,7 +106,7 @@ class Row:
         self.told: list[Token] = []  # the prompt's, while it is read
         self.pooled = None if options.pooling is None else Pooled(options.pooling)
         self.finished = False
-        self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
+        self.drafter: Drafter | Brancher | None = None  # what guesses the row's next ids, where the engine drafts
         self.dropped = 0  # positions that its cache let go
         self.waited = 0  # steps since it came in which it was not let in
         self.score, self.scored = 0.0, 0  # how short its answer will be, and by which lesson

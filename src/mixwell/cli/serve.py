@@ -94,10 +94,8 @@ def serve(source: Annotated[Path, MODEL],
 
     def loaded(path: Path, called: str, adapters: list[str],
                smaller: LanguageModel | None = None) -> tuple[LanguageModel, Settings]:
-        model = load(path)
+        model = load(path) if resident is None else _apart(path, resident)
         many = put_many(model, named(adapters))
-        if resident is not None:
-            _spilled(model, resident)
         prepack_where_it_pays(model, WRITTEN)
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads(), adapters=many,
                                smaller=smaller)
@@ -124,18 +122,21 @@ def _smaller(draft: str) -> LanguageModel:
     return model
 
 
-def _spilled(model: LanguageModel, resident: int) -> None:
-    """Let all but so many experts of each layer wait in a file that goes when the server ends."""
+def _apart(path: Path, resident: int) -> LanguageModel:
+    """The model with so many experts of each layer in memory; all wait in files that go when the server ends."""
     import atexit
     import shutil
     import tempfile
 
-    from mixwell.serve.offload import Config, Offload, spill
+    from mixwell.run.paths import find_model
+    from mixwell.serve.larger import read_apart
+    from mixwell.serve.offload import Config, Offload
 
     folder = tempfile.mkdtemp(prefix="mixwell-experts-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    fetch = spill(model, Path(folder) / "experts.safetensors")
+    model, fetch = read_apart(find_model(path), Path(folder))
     Offload(model, fetch, Config(resident=resident))
+    return model
 
 
 def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:

@@ -72,7 +72,8 @@ def part(path: Path, resident: int | None) -> dict[str, Any]:
         if resident is not None:
             counts = dict(offload.counts())
         held = own_bytes()
-    return {"peak_bytes": peak_bytes(), "held_bytes": held, "tokens_per_s": (NEW - 1) / spent, "ids": row.said, "asked_for": counts}
+    return {"peak_bytes": peak_bytes(), "held_bytes": held, "tokens_per_s": (NEW - 1) / spent, "ids": row.said,
+            "asked_for": counts}
 
 
 def own_bytes() -> int:

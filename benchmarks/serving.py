@@ -165,7 +165,7 @@ def commands(given: argparse.Namespace, port: int) -> dict[str, tuple[list[str],
         found[LLAMA] = peer, {"ignore_eos": True}
     if given.transformers:
         other = [str(Path(sys.executable).with_name("transformers")), "serve", given.transformers, "--port", str(port),
-                 "--host", "127.0.0.1", "--device", "cpu", "--continuous-batching"]
+                 "--host", "127.0.0.1", "--device", "cpu"]
         found[TRANSFORMERS] = other, {"model": given.transformers}  # it refuses what it does not know
     wanted = [SERVERS[name] for name in given.servers]
     return {name: command for name, command in found.items() if name in wanted}
@@ -211,6 +211,7 @@ def main() -> None:
                       f"(99 of 100 within {1e3 * row['between_p99_s']:.0f} ms)", flush=True)
     places = {given.xllamacpp: "VENV/bin/python", given.model: Path(given.model).name, given.transformers: "FOLDER"}
     sys.argv = [places.get(word, word) for word in sys.argv]  # what another machine would be told
+    figures["pieces"] = [*found.get("pieces", []), " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]])]
     save("serving", given, figures)
 
 

@@ -43,7 +43,7 @@ def read_apart(source: Path, folder: Path) -> tuple[LanguageModel, Fetch]:
     _fill_rest(model, tensors, stacks)
     for number, names in stacks.items():
         weights.fill_some(model, tensors, names)
-        dtypes = [form_of(tensors, name).dtype for name in names]
+        dtypes = [form_of(tensors, name).dtype or torch.float32 for name in names]
         _move(model.layers[number].channel_mixer, dtypes, folder / f"{number}.safetensors")
     model.lineage, model.files = tuple(checkpoint.lineage), dict(checkpoint.files)
     return model.eval(), partial(_from_folder, folder)

@@ -1,15 +1,18 @@
-"""A server under 1, 4 and 16 clients, beside llama.cpp's server (xllamacpp) and beside `generate` of a lone row.
+"""A server under 1, 4, 16 and 64 clients, beside llama.cpp's server (xllamacpp), `transformers serve` and `generate`.
 
     python benchmarks/serving.py MODEL.gguf --threads 1 --xllamacpp /path/to/venv/bin/python --save
+    python benchmarks/serving.py MODEL.gguf --threads 1 --servers transformers --transformers FOLDER --clients 1 --save
 
-Every server is a process of its own that reads the same file; one runs at a time, the clients are threads of this
-process. A client asks for a continuation of a text of its own, as a stream, again and again. Tokens a second are of all
-clients together; a file of type f32 makes the comparison one of equal bits, since mixwell computes in float32 or in
-bfloat16 as it finds quicker.
+What is saved joins what was saved of the same file and length before, so that it may be measured in pieces. Every
+server is a process of its own that reads the same file (transformers: a folder with the same weights); one runs at a
+time, the clients are threads of this process. A client asks for a continuation of a text of its own, as a stream, again
+and again. Tokens a second are of all clients together; a file of type f32 makes the comparison one of equal bits, since
+mixwell computes in float32 or in bfloat16 as it finds quicker.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _parts import machine, parser, save, start
+from _parts import RESULTS, kind, parser, save, start
 
 from mixwell.run.paths import load
 
@@ -54,6 +57,7 @@ class Seen:
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
     tokens: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)  # fields of the request that only this server knows
 
 
 def free_port() -> int:
@@ -93,7 +97,7 @@ def answers(address: str) -> bool:
 def ask(address: str, client: int, count: int, seen: Seen) -> None:
     """One continuation of `count` tokens, and when each came. A prompt begins with what no other shares."""
     body = {"prompt": f"{client} {time.monotonic_ns()}: {PROMPT}", "max_tokens": count, "temperature": 0,
-            "stream": True, "ignore_eos": True, "stream_options": {"include_usage": True}}
+            "stream": True, "stream_options": {"include_usage": True}, **seen.extra}
     request = urllib.request.Request(f"{address}/v1/completions", json.dumps(body).encode(),
                                      {"content-type": "application/json"})
     began = last = time.perf_counter()
@@ -110,9 +114,9 @@ def ask(address: str, client: int, count: int, seen: Seen) -> None:
                 last, first = now, False
 
 
-def under(address: str, clients: int, seconds: float, count: int) -> dict[str, float]:
+def under(address: str, clients: int, seconds: float, count: int, extra: dict[str, Any]) -> dict[str, float]:
     """Tokens a second and delays under so many clients, who start no more after `seconds`."""
-    found = [Seen() for _ in range(clients)]
+    found = [Seen(extra=extra) for _ in range(clients)]
     until = time.perf_counter() + seconds
 
     def client(number: int) -> None:
@@ -146,40 +150,68 @@ def alone(path: Path, seconds: float, count: int) -> float:
     return written / (time.perf_counter() - began)
 
 
+OURS, LLAMA, TRANSFORMERS = "mixwell", "llama.cpp", "transformers serve"
+SERVERS = {"mixwell": OURS, "llama.cpp": LLAMA, "transformers": TRANSFORMERS}
+
+
+def commands(given: argparse.Namespace, port: int) -> dict[str, tuple[list[str], dict[str, Any]]]:
+    """How each server that is asked for is started, and the fields that only it knows."""
+    rows = str(max(given.clients))
+    own = [sys.executable, "-m", "mixwell.cli.main", "serve", given.model, "--port", str(port), "--rows", rows,
+           "--context", "512"]
+    found: dict[str, tuple[list[str], dict[str, Any]]] = {OURS: (own, {"ignore_eos": True})}
+    if given.xllamacpp:
+        peer = [given.xllamacpp, "-c", PEER, given.model, str(port), str(given.threads), rows, "512"]
+        found[LLAMA] = peer, {"ignore_eos": True}
+    if given.transformers:
+        other = [str(Path(sys.executable).with_name("transformers")), "serve", given.transformers, "--port", str(port),
+                 "--host", "127.0.0.1", "--device", "cpu"]
+        found[TRANSFORMERS] = other, {"model": given.transformers}  # it refuses what it does not know
+    wanted = [SERVERS[name] for name in given.servers]
+    return {name: command for name, command in found.items() if name in wanted}
+
+
+def before(given: argparse.Namespace) -> dict[str, Any]:
+    """What was saved of the same file and length of continuations."""
+    path = RESULTS / f"serving-{kind()}.json"
+    if not given.save or not path.exists():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = (found.get("model"), found["tokens"]) == (Path(given.model).name, given.tokens)
+    return found if same else {}
+
+
 def main() -> None:
     """Measure, print and save."""
     options = parser(__doc__ or "")
     options.add_argument("model", help="a GGUF file that both programs read")
-    options.add_argument("--xllamacpp", help="Python of an environment that has xllamacpp; left out: ours alone")
-    options.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16])
+    options.add_argument("--xllamacpp", help="Python of an environment that has xllamacpp")
+    options.add_argument("--transformers", help="folder of the same model for `transformers serve`")
+    options.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS), help="those that are measured")
+    options.add_argument("--clients", nargs="+", type=int, default=[1, 4, 16, 64])
     options.add_argument("--tokens", type=int, default=32, help="of each continuation")
     given = options.parse_args()
     start(given)
-    path, rows = Path(given.model), max(given.clients)
-    rate = alone(path, given.seconds, given.tokens)
-    figures: dict[str, Any] = {"tokens": given.tokens, "generate_tokens_per_s": rate}
-    print(f"generate, one row: {rate:.1f} tokens/s", flush=True)
+    found = before(given)
+    figures: dict[str, Any] = {"model": Path(given.model).name, "tokens": given.tokens}
+    figures["generate_tokens_per_s"] = found.get("generate_tokens_per_s")
+    if "mixwell" in given.servers:
+        figures["generate_tokens_per_s"] = alone(Path(given.model), given.seconds, given.tokens)
+        print(f"generate, one row: {figures['generate_tokens_per_s']:.1f} tokens/s", flush=True)
     port = free_port()
-    servers = {"mixwell": [sys.executable, "-m", "mixwell.cli.main", "serve", str(path), "--port", str(port),
-                           "--rows", str(rows), "--context", "512"]}
-    if given.xllamacpp:
-        servers["llama.cpp"] = [given.xllamacpp, "-c", PEER, str(path), str(port), str(given.threads), str(rows), "512"]
-    for name, command in servers.items():
+    for name in SERVERS.values():
+        figures[name] = found.get(name, {})
+    for name, (command, extra) in commands(given, port).items():
         with running(command, port, given.threads) as address:
-            ask(address, 0, 4, Seen())  # the first of all is slower
-            figures[name] = {clients: under(address, clients, given.seconds, given.tokens) for clients in given.clients}
-        for clients, row in figures[name].items():
-            print(f"{name:<10} {clients:>3} clients: {row['tokens_per_s']:7.1f} tokens/s, first after "
-                  f"{row['first_median_s']:.2f} s, then {1e3 * row['between_median_s']:.0f} ms "
-                  f"(99 of 100 within {1e3 * row['between_p99_s']:.0f} ms)", flush=True)
-    if given.xllamacpp:
-        ours, theirs = figures["mixwell"], figures["llama.cpp"]
-        figures["times_theirs"] = {clients: ours[clients]["tokens_per_s"] / theirs[clients]["tokens_per_s"]
-                                   for clients in given.clients}
-        print(f"times llama.cpp's: {figures['times_theirs']}")
-    figures["machine"] = machine(given)
-    places = {given.xllamacpp: "VENV/bin/python", given.model: path.name}
+            ask(address, 0, 4, Seen(extra=extra))  # the first of all is slower
+            for clients in given.clients:
+                row = figures[name][str(clients)] = under(address, clients, given.seconds, given.tokens, extra)
+                print(f"{name:<10} {clients:>3} clients: {row['tokens_per_s']:7.1f} tokens/s, first after "
+                      f"{row['first_median_s']:.2f} s, then {1e3 * row['between_median_s']:.0f} ms "
+                      f"(99 of 100 within {1e3 * row['between_p99_s']:.0f} ms)", flush=True)
+    places = {given.xllamacpp: "VENV/bin/python", given.model: Path(given.model).name, given.transformers: "FOLDER"}
     sys.argv = [places.get(word, word) for word in sys.argv]  # what another machine would be told
+    figures["pieces"] = [*found.get("pieces", []), " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]])]
     save("serving", given, figures)
 
 

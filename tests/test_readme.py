@@ -9,8 +9,8 @@ from mixwell.core import registry
 ROOT = Path(__file__).parents[1]
 
 
-def figures():
-    spec = importlib.util.spec_from_file_location("readme_figures", ROOT / "benchmarks" / "readme.py")
+def figures(name="readme"):
+    spec = importlib.util.spec_from_file_location(f"{name}_figures", ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -19,6 +19,12 @@ def figures():
 def test_figures_are_those_of_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert figures().filled(text) == text, "run `python benchmarks/readme.py`"
+
+
+def test_figures_of_serving_are_those_of_the_result_files(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert figures("serving_figures").filled(text) == text, "run `python benchmarks/serving_figures.py`"
 
 
 def test_methods_and_files_named_there_are_there():

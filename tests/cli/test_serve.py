@@ -77,7 +77,7 @@ def test_sigterm_lets_answers_end_and_then_the_server(folder):
 def test_what_cannot_be_served_is_one_line(folder, monkeypatch):
     for words, said in ((("--host", "0.0.0.0"), "set a key (MIXWELL_API_KEY or --api-key), or say --insecure"),
                         (("--api-key", " "), "the key is empty"),
-                        (("--draft", "lokup"), "--draft is neither lookup nor jacobi, and no model: lokup is not"),
+                        (("--draft", "lokup"), "--draft is neither lookup, tree nor jacobi, and no model: lokup"),
                         (("--rows", "9", "--step-tokens", "8"), "each row takes a token a step")):
         ended = call(folder, *words)
         assert ended.exit_code == 2 and said in ended.stderr and ended.stderr.count("\n") == 1

@@ -1,11 +1,15 @@
 """Drafts: the answers are those without them, drawn or not, in fewer passes; what guesses is as a loop says."""
 
 import pytest
+import torch
 
 from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
+from mixwell.serve.branching import Branching, chain, depths, first_nodes, no_deeper, path_to
 from mixwell.serve.engine import Engine, Limits
+from mixwell.serve.paged import PagedRows, Piece, widths
 from mixwell.serve.smaller import Smaller
+from mixwell.serve.tree_drafts import Tree, grown
 from tests.lm.templates import byte_level
 from tests.serve.conftest import engine, finish, row, small_model
 
@@ -16,7 +20,7 @@ def said(model, rows, **limits):
     return [(one.said, "".join(event.text for event in events if event.row is one)) for one in rows], found
 
 
-@pytest.mark.parametrize("draft", ["jacobi", "lookup"])
+@pytest.mark.parametrize("draft", ["jacobi", "lookup", "tree"])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "seed": 4}, {"temperature": 0.9, "seed": 1,
                                                                            "repetition_penalty": 1.3}])
 def test_answers_are_the_same_in_fewer_passes(model, draft, options):
@@ -38,6 +42,51 @@ def test_answers_are_the_same_in_fewer_passes(model, draft, options):
         assert facts["drafted_held"] > 0
 
 
+EMPTY = Tree([], [])
+TREE = grown([(5, 6, 7), (5, 9), (3,), (5, 6, 8, 1), (3, 2)])  # nodes of a branch stand apart in it
+
+
+@pytest.mark.parametrize("blocks", [[2, 3, 4, 5], [6, 1, 4, 3]], ids=["run", "scattered"])
+@pytest.mark.parametrize("bits", [None, 8])
+def test_nodes_of_a_tree_see_the_row_and_their_branch(model, blocks, bits):
+    """Each as if its branch alone had been read; then what held is the row's."""
+    def fresh():
+        return PagedRows(model, 8, 4, widths(model), bits=bits)
+
+    def read(rows, ids, start, drafts=EMPTY):
+        every = [*ids, *drafts.tokens]
+        return rows.read([Piece(every, start, blocks, len(every), drafts=drafts)])[0]
+
+    ids = [1, 8, 2, 9, 4, 7, 3]
+    rows = fresh()
+    read(rows, ids[:5], 0)
+    found = read(rows, ids[5:], 5, TREE).logits_NV
+    for node in range(len(TREE.tokens)):
+        alone = fresh()
+        read(alone, ids[:5], 0)
+        expected = read(alone, [*ids[5:], *TREE.branch(node)], 5).logits_NV
+        torch.testing.assert_close(found[2 + node], expected[-1], rtol=0, atol=1e-10)
+        torch.testing.assert_close(found[:2], expected[:2], rtol=0, atol=1e-10)
+    held = path_to(TREE, TREE.tokens.index(1))
+    rows.settle(0, held)
+    alone = fresh()
+    for piece, start in ((ids[:5], 0), (ids[5:], 5), ([5, 6, 8, 1], 7)):
+        read(alone, piece, start)
+    after, expected = (read(each, [30], 11).logits_NV for each in (rows, alone))
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-10)
+
+
+def test_branches_hold_that_are_not_the_first(model):
+    """What follows a token was two things so far; the row goes on with the one that it said less lately."""
+    guesses = Branching(branches=2, length=2)
+    tree = guesses.draft([4, 1, 2, 9, 4, 3, 5, 9, 4], 3, 20)
+    assert {tuple(tree.branch(node)) for node in range(len(tree.tokens))} >= {(1, 2), (3, 5)}
+    assert guesses.draft([4, 1, 2, 9, 4, 3, 5, 9, 4, 1], 4, 20).branch(1) == [2, 9]
+    assert guesses.draft([4, 1], 3, 4) == Tree([], [])
+    assert no_deeper(TREE, 1) == Tree([5, 3], [-1, -1]) and first_nodes(TREE, 2) == Tree([5, 6], [-1, 0])
+    assert depths(TREE) == [1, 2, 3, 2, 1, 3, 4, 2] and chain([4, 5]) == Tree([4, 5], [-1, 0])
+
+
 def test_drafts_take_no_block_that_another_row_needs(model):
     prompts = [[1, 2, 1, 2, 1, 2], [3, 4, 3, 4, 3, 4], [5, 6, 5, 6]]
     rows = [row(model, prompt, most=20) for prompt in prompts]
@@ -49,7 +98,7 @@ def test_drafts_take_no_block_that_another_row_needs(model):
 
 
 def test_drafts_are_refused_where_they_cannot_be(model):
-    with pytest.raises(MixwellError, match="expected jacobi or lookup"):
+    with pytest.raises(MixwellError, match="expected jacobi or lookup or tree"):
         engine(model, draft="medusa")
     with pytest.raises(MixwellError, match="can go back"):
         engine(small_model({"method": "sequence.mamba"}), draft="jacobi")

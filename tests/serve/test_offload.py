@@ -4,10 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator
 from mixwell.kernels.packing import CHANGES
+from mixwell.lm.model import load
+from mixwell.serve.larger import read_apart
 from mixwell.serve.offload import Config, Offload, Residents, example, spill
 from tests.serve.conftest import MOE, engine, row, small_model
 
@@ -38,6 +41,29 @@ def test_answers_are_the_same_with_two_experts_of_six_in_memory(tmp_path):
         counts = offload.counts()
         assert all(len(each.kept) <= 2 for each in offload.residents.values())
         assert counts["hits"] > 0 and counts["misses"] > 0 and (counts["foreseen"] > 0) == (ahead > 0)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_model_is_read_without_its_experts_ever_being_in_memory_together(tmp_path, stored):
+    """What it says is what the whole model says in float32, of which two experts of six are there."""
+    source = small_model(channel_mixer=WIDE, dtype=stored)
+    path = source.save(tmp_path / "model")
+    expected = answers(load(path, "fp32").eval())
+    model, fetch = read_apart(path, tmp_path)
+    experts = sum(parameter.numel() for parameter in model.parameters() if parameter.device.type == "meta")
+    assert experts == 2 * 6 * 3 * 8 * 16
+    offload = Offload(model, fetch, Config(resident=2))
+    assert answers(model) == expected and model.files == load(path).files
+    assert offload.counts()["misses"] > 0
+    assert all(number.dtype == torch.float32 for number in fetch(1, 5))
+    with safe_open(tmp_path / "1.safetensors", "pt") as file:
+        assert file.get_tensor("down_proj").dtype == stored
+
+
+def test_what_cannot_be_read_apart_is_refused(tmp_path):
+    dense = small_model(channel_mixer={"method": "experts.layers.swiglu", "hidden_dim": 8}, dtype=torch.float32)
+    with pytest.raises(MixwellError, match="serve it as it is"):
+        read_apart(dense.save(tmp_path / "dense"), tmp_path)
 
 
 class Reads:

@@ -25,6 +25,13 @@ const until = (what) => new Promise((done) => { const look = () => what() ? done
   const list = document.querySelector(".tokens");
   list.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
   await until(() => $("load").children.length);
+  const shown = new Answer({ id: "a" }, $("log"));
+  shown.call({ id: "1", function: { name: "add", arguments: '{"one": 3, "to": "<b>"}' } });
+  shown.call({ id: "2", function: { name: "now", arguments: "{}" } });
+  $("tools").value = "[{";
+  $("ask").value = "again";
+  $("form").requestSubmit();
+  await until(() => document.querySelectorAll(".error").length == 2);
   document.body.dataset.done = "yes";
 })();
 """
@@ -49,7 +56,7 @@ def test_labels_name_every_control(model):
         text = client.get("/").text
     named = "".join(re.findall(r"<label.*?</label>", text, re.S)) + "".join(re.findall(r'for="\w+"', text))
     controls = re.findall(r'<(?:select|input|textarea) id="([\w-]+)"', text)
-    assert len(controls) == 9
+    assert len(controls) == 10
     assert all(f'id="{name}"' in named or f'for="{name}"' in named for name in controls)
 
 
@@ -96,7 +103,9 @@ def test_a_browser_shows_which_expert_wrote_what(model, tmp_path):
              f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
              address.removesuffix("/v1") + "/driven"], capture_output=True, text=True, timeout=600, check=True)
     assert "Uncaught" not in shown.stderr and 'data-done="yes"' in shown.stdout
-    assert shown.stdout.count("<article") == 2
+    assert shown.stdout.count("<article") == 5
+    assert "<dt>one</dt><dd>3</dd><dt>to</dt><dd>&lt;b&gt;</dd>" in shown.stdout and "no arguments" in shown.stdout
+    assert 'aria-label="Copy the call of add"' in shown.stdout and "the tools are no JSON: " in shown.stdout
     assert len(re.findall(r'<span style="--hue', shown.stdout)) >= 6
     assert re.search(r"Token 1, “.*?”: experts \d, \d in layer 0", shown.stdout, re.S)
     assert '<option value="prose">prose</option>' in shown.stdout and "Load by expert" in shown.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 ASK = "> "
 MODEL = typer.Argument(metavar="MODEL", help="Model folder, file or id, a stage's folder, or a run's stage such as "
                                              "runs/mine:tuned.")
+KEEP = typer.Option(metavar="POLICY:TOKENS", help="Bounded memory for long conversations, answers change: keep of each "
+                                                  "layer's keys and values the first and last TOKENS (window), those "
+                                                  "looked at most (heavy_hitters), or what the end of the prompt looks "
+                                                  "at (last_queries).  [default: all]")
 
 
 @one_line(stopped="stopped")
@@ -39,6 +44,7 @@ def chat(source: Annotated[Path, MODEL],
                                                                   "enable_thinking=false.")] = None,
          adapter: Annotated[str | None, typer.Option(help="Adapter to put beside it: a folder, mixwell's or PEFT's, "
                                                           "or the stage that made it.")] = None,
+         keep: Annotated[str | None, KEEP] = None,
          download: Annotated[bool, DOWNLOAD] = False) -> None:
     """Talk to a model. Its answers end by themselves, where its template and its settings say that they end.
 
@@ -50,7 +56,6 @@ def chat(source: Annotated[Path, MODEL],
 
     `mixwell chat path/to/base --adapter path/to/adapter`
     """
-    from mixwell.kernels.packing import prepack_where_it_pays
     from mixwell.run.paths import load
     from mixwell.run.recipe import override
 
@@ -58,7 +63,24 @@ def chat(source: Annotated[Path, MODEL],
     for word in variables or []:
         override(values, word)
     model = load(source, adapter=adapter)
-    options = _drawing(temperature, top_p, top_k, seed)
+    with _kept(model, keep):
+        _talk(model, message, system, max_tokens, values, _drawing(temperature, top_p, top_k, seed))
+
+
+def _kept(model: LanguageModel, keep: str | None) -> AbstractContextManager[None]:
+    """A block in which the model's caches keep what was asked for."""
+    if keep is None:
+        return nullcontext()
+    from mixwell.serve.kept import keep_of, kept_caches
+
+    return kept_caches(model, keep_of(keep))
+
+
+def _talk(model: LanguageModel, message: str | None, system: str | None, max_tokens: int | None,
+          values: dict[str, Any], options: dict[str, Any]) -> None:
+    """The conversation, or the one answer."""
+    from mixwell.kernels.packing import prepack_where_it_pays
+
     said = [{"role": "system", "content": system}] if system else []
     written = packed_bytes = 0
     for text in _messages(message):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixwell.cli.chat import MODEL
+from mixwell.cli.chat import KEEP, MODEL
 from mixwell.cli.download import DOWNLOAD
 from mixwell.cli.errors import one_line
 from mixwell.core.errors import MixwellError
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     from mixwell.serve.guard import Rules
 
 KEY = "MIXWELL_API_KEY"
+# Compiled products that torch keeps, one for each number of rows that it met: its own 1,024 grow to half a gigabyte.
+KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 WRITTEN = 1 << 20  # tokens that a server is taken to write: packing its weights pays where it ever does
+CACHE_MIB = typer.Option(min=1, help="Memory for keys and values.  [default: a quarter of what is free, at most]")
+CACHE_BITS = typer.Option(help="Bits of each number of keys and values, 8 or 4: more and longer answers in the same "
+                               "memory.  [default: as they are]")
+DRAFT = typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: lookup (what the text said "
+                          "before), tree (that, in several branches at once), jacobi, or the folder of a smaller "
+                          "model of the same tokens.")
+RESIDENT = typer.Option(min=1, help="Experts of each layer that stay in memory; the others wait on disk.  [default: "
+                                    "all]")
 
 
 @one_line(stopped="stopped")
@@ -35,18 +46,13 @@ def serve(source: Annotated[Path, MODEL],
           step_tokens: Annotated[int, typer.Option(min=1, help="Tokens read in a step: fewer let answers flow more "
                                                                "evenly beside long prompts.")] = 256,
           queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are turned away.")] = 64,
-          cache_mib: Annotated[int | None, typer.Option(min=1, help="Memory for keys and values.  [default: a quarter "
-                                                                    "of what is free, at most]")] = None,
-          cache_bits: Annotated[int | None, typer.Option(help="Bits of each number of keys and values, 8 or 4: more "
-                                                              "and longer answers in the same memory.  [default: as "
-                                                              "they are]")] = None,
-          draft: Annotated[str | None, typer.Option(help="Guess next tokens, verified in one pass, answers unchanged: "
-                                                         "lookup (what the text said before), jacobi, or the "
-                                                         "folder of a smaller model of the same tokens.")] = None,
+          cache_mib: Annotated[int | None, CACHE_MIB] = None,
+          cache_bits: Annotated[int | None, CACHE_BITS] = None,
+          keep: Annotated[str | None, KEEP] = None,
+          draft: Annotated[str | None, DRAFT] = None,
           shortest_first: Annotated[bool, typer.Option("--shortest-first", help="Of the answers that wait, begin first "
                                                        "those that will be short, as learnt from others.")] = False,
-          resident: Annotated[int | None, typer.Option(min=1, help="Experts of each layer that stay in memory; the "
-                                                                   "others wait on disk.  [default: all]")] = None,
+          resident: Annotated[int | None, RESIDENT] = None,
           drain: Annotated[int, typer.Option(min=0, help="Seconds in which answers may end after SIGTERM.")] = 30,
           adapter: Annotated[list[str] | None, typer.Option(metavar="[NAME=]FOLDER", help="Adapter that clients choose "
                                                             "by its name as `model`; may be said again.")] = None,
@@ -65,6 +71,8 @@ def serve(source: Annotated[Path, MODEL],
 
     `MIXWELL_API_KEY=... mixwell serve path/to/model --host 0.0.0.0` · for other machines
     """
+    for variable, most in KEPT_PRODUCTS.items():
+        os.environ.setdefault(variable, most)  # read with the first product
     uvicorn = _server()
     rules = _rules(host, api_key, insecure)
     from mixwell.core.machine import threads
@@ -82,14 +90,12 @@ def serve(source: Annotated[Path, MODEL],
     smaller = None if draft is None or draft in DRAFTERS else _smaller(draft)
     size_bytes = None if cache_mib is None else cache_mib << 20
     limits = Limits(context=context, step_tokens=step_tokens, max_rows=rows, cache_bytes=size_bytes,
-                    cache_bits=cache_bits, draft=None if smaller else draft, shortest_first=shortest_first)
+                    cache_bits=cache_bits, keep=keep, draft=None if smaller else draft, shortest_first=shortest_first)
 
     def loaded(path: Path, called: str, adapters: list[str],
                smaller: LanguageModel | None = None) -> tuple[LanguageModel, Settings]:
-        model = load(path)
+        model = load(path) if resident is None else _apart(path, resident)
         many = put_many(model, named(adapters))
-        if resident is not None:
-            _spilled(model, resident)
         prepack_where_it_pays(model, WRITTEN)
         return model, Settings(name=called, limits=limits, most_waiting=queue, threads=threads(), adapters=many,
                                smaller=smaller)
@@ -111,23 +117,26 @@ def _smaller(draft: str) -> LanguageModel:
     try:
         model = load(Path(draft))
     except MixwellError as error:
-        raise MixwellError(f"--draft is neither lookup nor jacobi, and no model: {error}") from error
+        raise MixwellError(f"--draft is neither lookup, tree nor jacobi, and no model: {error}") from error
     prepack_where_it_pays(model, WRITTEN)
     return model
 
 
-def _spilled(model: LanguageModel, resident: int) -> None:
-    """Let all but so many experts of each layer wait in a file that goes when the server ends."""
+def _apart(path: Path, resident: int) -> LanguageModel:
+    """The model with so many experts of each layer in memory; all wait in files that go when the server ends."""
     import atexit
     import shutil
     import tempfile
 
-    from mixwell.serve.offload import Config, Offload, spill
+    from mixwell.run.paths import find_model
+    from mixwell.serve.larger import read_apart
+    from mixwell.serve.offload import Config, Offload
 
     folder = tempfile.mkdtemp(prefix="mixwell-experts-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    fetch = spill(model, Path(folder) / "experts.safetensors")
+    model, fetch = read_apart(find_model(path), Path(folder))
     Offload(model, fetch, Config(resident=resident))
+    return model
 
 
 def _rules(host: str, api_key: str | None, insecure: bool) -> Rules:

@@ -39,6 +39,7 @@ MOST_IDS = 2**24  # the largest vocabularies have a 60th of it
 LONGEST_WORD = 512  # characters; learning merges takes time with the square of a word's length
 LONG_RUNS = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
 BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # how a vocabulary names one
+MOST_ENCODERS = 8  # copies under other names that are kept; strange texts need further ones
 PRIVATE = range(0xE5C1, 0xF8FF)  # characters without a meaning: one that a text lacks sets names apart in it
 
 
@@ -263,10 +264,13 @@ class Tokenizer:
 
         Without such names a text could be a special token: a Unigram or word-level model knows these as words.
         """
-        if mark not in self._encoders:
+        found = self._encoders.get(mark)
+        if found is None:
             renamed = layout.renamed(self._understood, self.special, mark)
-            self._encoders[mark] = _parse(json.dumps(renamed).encode())
-        return self._encoders[mark]
+            found = _parse(json.dumps(renamed).encode())
+            if len(self._encoders) < MOST_ENCODERS:
+                self._encoders[mark] = found
+        return found
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; special tokens are spelt out, or left out where `skip_special`."""

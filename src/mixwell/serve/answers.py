@@ -142,8 +142,12 @@ class Reply(ABC):
         per_prompt = len(self.rows) // len(self.prompts)
         first_rows = self.rows[::per_prompt]
         cached = sum(row.cached or 0 for row in first_rows)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
-                "prompt_tokens_details": {"cached_tokens": cached}}
+        found: Json = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        found["prompt_tokens_details"] = {"cached_tokens": cached}
+        dropped = sum(row.dropped for row in self.rows)
+        if dropped:  # what the answers no longer saw of their own rows
+            found["dropped_tokens"] = dropped
+        return found
 
     def timings(self) -> Json:
         """How long it took, in llama.cpp's words."""

@@ -18,6 +18,7 @@ from mixwell.lm.generate import check_options
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.streaming import Text
 from mixwell.serve.constrained import Constraints, grammar_of
+from mixwell.serve.lengths import check_fits
 from mixwell.serve.request import Options, Row, check_ids
 from mixwell.serve.schemas import MOST_PROMPTS, ChatRequest, CompletionRequest, NamedTool, Sampling, ToolEntry
 from mixwell.serve.tools import NOTHING, Form, Tool, as_templates_expect, calling, form_of
@@ -68,7 +69,9 @@ class Asking:
             form_of(self.chat.source)  # refuses where it knows none
         said = list(as_templates_expect(messages))
         told = [tool.model_dump(exclude_none=True) for tool in tools]
-        ids = self.chat.prompt(conversation(said, told), **(variables or {}))
+        talk = conversation(said, told)
+        check_fits([message["content"] for message in talk.messages], self.tokenizer, self.context)
+        ids = self.chat.prompt(talk, **(variables or {}))
         return Prompt("", ids)
 
     def prompts(self, given: Any, most: int = MOST_PROMPTS) -> list[Prompt]:
@@ -83,6 +86,7 @@ class Asking:
         return [self._text(one) if isinstance(one, str) else self._ids(one) for one in given]
 
     def _text(self, text: str) -> Prompt:
+        check_fits([text], self.tokenizer, self.context)
         return Prompt(text, self.tokenizer.prompt(text))
 
     def _ids(self, ids: list[int]) -> Prompt:

@@ -17,18 +17,22 @@ from mixwell.core.errors import MixwellError
 from mixwell.lm.model import LanguageModel
 from mixwell.serve import jacobi, lookup
 from mixwell.serve.blocks import BlockPool
+from mixwell.serve.branching import Branching
 from mixwell.serve.choose import choose, likelihoods
+from mixwell.serve.kept import Keep, KeptRows, keep_of
 from mixwell.serve.loads import Loads
 from mixwell.serve.ordering import Order
 from mixwell.serve.packing import blocks_within, mixes_tokens, side_by_side
 from mixwell.serve.paged import PagedRows, Piece, Read, SingleRows, Width, widths
-from mixwell.serve.request import Drafter, Event, Row, Token, check_ids
+from mixwell.serve.request import Brancher, Drafter, Event, Row, Token, check_ids
 from mixwell.serve.scheduler import Scheduler, Turn
 from mixwell.serve.smaller import Smaller, check_smaller
 from mixwell.serve.store import BITS
+from mixwell.serve.tree_drafts import NONE
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
-                                              "lookup": lambda: lookup.Lookup(lookup.Config())}
+DRAFTERS: dict[str, Callable[[], Drafter | Brancher]] = {"jacobi": lambda: jacobi.Jacobi(jacobi.Config()),
+                                                         "lookup": lambda: lookup.Lookup(lookup.Config()),
+                                                         "tree": Branching}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +43,10 @@ class Limits:
     step_tokens: int = 256  # ids read in a step at most
     max_rows: int = 32  # rows answered at once, at most step_tokens
     block: int = 16  # positions of a block of the cache
-    draft: str | None = None  # what guesses next tokens, read at once: "jacobi" or "lookup"; the answers are the same
+    draft: str | None = None  # what guesses next tokens: "jacobi", "lookup" or "tree"; answers are the same
     shortest_first: bool = False  # let rows in by how short their answers will be, learnt from the answers so far
     cache_bits: int | None = None  # of each number of keys and values, 8 or 4; None: as they are
+    keep: str | None = None  # POLICY:TOKENS, see `mixwell.serve.kept`; None: all positions of a row stay
     cache_bytes: int | None = None  # of keys and values; default a quarter of free memory, no more than max_rows fill
 
 
@@ -60,12 +65,13 @@ class Engine:
         self.packed = side_by_side(model.config) and not mixes_tokens(model)
         kept = widths(model) if self.packed else []
         _check_cache_bits(limits.cache_bits, self.packed)
+        self.keep = _keeping(limits, smaller, self.packed)
         self.position_bytes = sum(width.size_bytes(limits.cache_bits) for width in kept)
         count = self._blocks(limits)
         self.pool = BlockPool(count, limits.block)
         self.rows = self._rows(kept, limits.cache_bits)
         self.order = Order() if limits.shortest_first else None
-        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order)
+        self.scheduler = Scheduler(self.pool, limits.step_tokens, limits.max_rows, self.packed, self.order, self.keep)
         self.loads = Loads(len(model.layers))
         self.draft = _drafting(model, limits.draft, smaller, self.packed)
         self.steps = self.read_tokens = self.written_tokens = self.drafted = self.held = 0
@@ -73,16 +79,21 @@ class Engine:
 
     def _blocks(self, limits: Limits) -> int:
         """Blocks of the cache: enough for all rows, or what memory holds; a whole context at least."""
-        one = -(-self.context // limits.block)
+        longest = self.context
+        if self.keep is not None:
+            longest = self.keep.positions(longest, longest, 0)
+        one = -(-longest // limits.block)
         most = one * limits.max_rows
         count = blocks_within(limits.cache_bytes, self.position_bytes * limits.block, most)
         if count < one:
             block_bytes = self.position_bytes * limits.block
-            raise MixwellError(f"a row of {self.context} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache, "
+            raise MixwellError(f"a row of {longest} tokens needs {one * block_bytes / 2**20:.0f} MiB of cache, "
                                f"{count * block_bytes / 2**20:.0f} are there; give it more, or a shorter context.")
         return count
 
     def _rows(self, kept: list[Width], bits: int | None) -> PagedRows | SingleRows:
+        if self.keep is not None:
+            return KeptRows(self.model, self.keep, self.adapters)
         if self.packed:
             return PagedRows(self.model, self.pool.count, self.pool.size, kept, self.adapters, bits)
         return SingleRows(self.model, self.adapters)
@@ -137,6 +148,8 @@ class Engine:
     def step(self) -> list[Event]:
         """Read a bounded number of ids; returns what is new of the rows."""
         turns = self.scheduler.plan()
+        for row in self.scheduler.sent_back:
+            self.rows.forget(row.number)
         if not turns:
             return []
         pieces = [_piece(turn) for turn in turns]
@@ -186,20 +199,26 @@ class Engine:
 
     def _verified(self, turn: Turn, read: Read) -> Iterator[Event]:
         """The row's next id, and those behind it as long as the guesses were what is drawn."""
-        row, drafts = turn.row, turn.drafts
-        self.drafted += len(drafts)
-        for place in range(len(drafts) + 1):
-            event = self._next(row, read, place - len(drafts) - 1)
+        row, tree = turn.row, turn.drafts
+        count = len(tree.tokens)
+        self.drafted += count
+        children = {(parent, token): node for node, (token, parent) in enumerate(zip(*tree))}
+        node: int | None = NONE
+        path: list[int] = []
+        while node is not None:
+            event = self._next(row, read, node - count)
             yield event
             if event.finish:
                 return
-            if place == len(drafts) or row.ids[-1] != drafts[place]:
-                break
-            self.scheduler.computed(row, 1)
-            self.held += 1
+            node = children.get((node, row.ids[-1]))
+            if node is not None:
+                path.append(node)
+                self.held += 1
+        self.rows.settle(row.number, path)
+        self.scheduler.computed(row, len(path))
         if row.drafter is not None:
-            passed = read.logits_NV[-len(drafts) - 1 :]
-            row.drafter.learn(passed.argmax(-1).tolist(), place + 1)
+            passed = read.logits_NV[-count - 1 :]
+            row.drafter.learn(passed.argmax(-1).tolist(), len(path) + 1)
 
     def _next(self, row: Row, read: Read, place: int) -> Event:
         """The row's next id by the logits at a place, and whether it is the last."""
@@ -237,7 +256,7 @@ class Engine:
                 "blocks_used": pool.used, "cache_bytes": pool.count * block_bytes,
                 "cache_used_bytes": pool.used * block_bytes, "steps": self.steps, "prompt_tokens": self.read_tokens,
                 "generated_tokens": self.written_tokens, "drafted_tokens": self.drafted,
-                "drafted_held": self.held}
+                "drafted_held": self.held, "dropped_tokens": self.scheduler.dropped}
 
 
 def _check_cache_bits(bits: int | None, packed: bool) -> None:
@@ -249,19 +268,34 @@ def _check_cache_bits(bits: int | None, packed: bool) -> None:
         raise MixwellError("this model's layers keep more than keys and values; leave cache_bits out.")
 
 
+def _keeping(limits: Limits, smaller: LanguageModel | None, packed: bool) -> Keep | None:
+    """Which positions of rows stay."""
+    if limits.keep is None:
+        return None
+    if limits.draft is not None or smaller is not None:
+        raise MixwellError(f"keep is {limits.keep!r}, and drafts came, which need a cache that can go back; leave one "
+                           "out.")
+    if limits.cache_bits is not None:
+        raise MixwellError(f"keep is {limits.keep!r}, and cache_bits came; leave one out.")
+    if not packed:
+        raise MixwellError("this model's layers keep more than keys and values; leave keep out.")
+    return keep_of(limits.keep)
+
+
 def _piece(turn: Turn) -> Piece:
     """The ids that a row has read in its turn."""
     row = turn.row
     end = row.computed + turn.count
     felt = row.pooled is not None
     all_asked = felt or (row.options.prompt_logprobs and not row.said)
-    ids = [*row.ids[row.computed : end], *turn.drafts]
-    asked = turn.count if all_asked else 1 + len(turn.drafts)
-    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt)
+    ids = [*row.ids[row.computed : end], *turn.drafts.tokens]
+    asked = turn.count if all_asked else 1 + len(turn.drafts.tokens)
+    return Piece(ids, row.computed, row.blocks, asked, row.number, row.options.adapter, felt, len(row.prompt),
+                 row.options.max_tokens, turn.drafts)
 
 
 def _drafting(model: LanguageModel, name: str | None, smaller: LanguageModel | None,
-              packed: bool) -> Callable[[], Drafter] | None:
+              packed: bool) -> Callable[[], Drafter | Brancher] | None:
     """What makes a new row's drafter."""
     if name is None and smaller is None:
         return None

@@ -9,7 +9,7 @@ Legend: T tokens of the pass, S positions of a row so far, G key/value heads, P 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from mixwell.core.routing import Routing
 from mixwell.kernels.cache import Attend
 from mixwell.lm.cache import Cache
 from mixwell.lm.network import Network
+from mixwell.serve.branching import depths, path_to, paths
 from mixwell.serve.store import Plain, Rounded, bytes_of
+from mixwell.serve.tree_drafts import Tree
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,28 @@ class Piece:
     row: int = 0  # number of the row
     adapter: int = NONE  # number of the adapter that the tokens go through
     felt: bool = False  # whether what the head is given is wanted of those asked, in the place of logits
+    prompt: int = 0  # ids of its row's prompt
+    answer: int = 0  # and of its answer at most
+    drafts: Tree = field(default_factory=lambda: Tree([], []))  # guesses, the last of the ids
 
     @property
     def end(self) -> int:
-        """Position behind the last one."""
-        return self.start + len(self.ids)
+        """Position behind the last one that is no guess."""
+        guessed = len(self.drafts.tokens)
+        read = len(self.ids) - guessed
+        return self.start + read
+
+    @property
+    def deepest(self) -> int:
+        """Guesses of its longest branch."""
+        return max(depths(self.drafts), default=0)
+
+    def positions(self) -> list[int]:
+        """Where each of the ids stands in its row."""
+        last = self.end - 1
+        guessed = [last + depth for depth in depths(self.drafts)]
+        read = range(self.start, self.end)
+        return [*read, *guessed]
 
 
 @dataclass(frozen=True)
@@ -96,10 +115,16 @@ class _Layer:
         """What each piece finds over its own row, side by side; the pieces' keys and values are kept."""
         found = []
         for span in self.spans:
-            keys = span.extended(self.keys, k_BGTP)
-            values = span.extended(self.values, v_BGTP)
-            found.append(attend(span.tokens, keys, values, None))
+            found += span.attended(self.keys, self.values, k_BGTP, v_BGTP, attend)
+        self.last = k_BGTP, v_BGTP
         return torch.cat(found, 2) if len(found) > 1 else found[0]
+
+    def settle(self, span: _Span, nodes: Sequence[int]) -> None:
+        """Keep the keys and values of guesses of the last pass that held, behind the row's positions."""
+        places = [span.first_guess + node for node in nodes]
+        k_1GTP, v_1GTP = self.last
+        span.put(self.keys, k_1GTP, span.end, places)
+        span.put(self.values, v_1GTP, span.end, places)
 
 
 def _store(shape: tuple[int, int], slots: int, dtype: torch.dtype, bits: int | None) -> Plain | Rounded:
@@ -114,24 +139,78 @@ class _Span:
     def __init__(self, piece: Piece, first: int, size: int) -> None:
         self.tokens = slice(first, first + len(piece.ids))
         self.start, self.end = piece.start, piece.end
-        used = piece.blocks[: -(-self.end // size)]
+        self.first_guess = first + self.end - self.start
+        self.runs = branched(piece.drafts)
+        self.together = self.first_guess if self.runs else self.tokens.stop  # up to where one stands behind the other
+        used = piece.blocks[: -(-(self.end + piece.deepest) // size)]
         begin = used[0]
         self.run = list(used) == list(range(begin, begin + len(used)))  # one block behind the other: nothing to gather
         self.offset = begin * size
         if not self.run:
             starts = torch.tensor(used).unsqueeze(1) * size
             slots = starts + torch.arange(size)
-            self.slots = slots.flatten()[: self.end]
+            self.slots = slots.flatten()
 
-    def extended(self, held: Plain | Rounded, new_1GTP: Tensor) -> Tensor:
-        """The row's positions [1, G, S, P], the new ones written among those held."""
-        new_GTP = new_1GTP[0, :, self.tokens]
+    def attended(self, keys: Plain | Rounded, values: Plain | Rounded, k_1GTP: Tensor, v_1GTP: Tensor,
+                 attend: Attend) -> list[Tensor]:
+        """What its tokens find, in their order: those that are no guesses, and what of each branch is its own."""
+        found = {}
+        own = list(range(self.tokens.start, self.together))
+        for run in (_Run(own, len(own)), *self.runs):
+            start, places = self.start, own
+            if run.path is not own:
+                start, places = self.end, [self.first_guess + node for node in run.path]
+            self.put(keys, k_1GTP, start, places)
+            self.put(values, v_1GTP, start, places)
+            end = start + len(places)
+            asking = slice(places[-run.fresh], places[-1] + 1)
+            found[asking.start] = attend(asking, self.get(keys, end), self.get(values, end), None)
+        return [found[first] for first in sorted(found)]
+
+    def put(self, held: Plain | Rounded, new_1GTP: Tensor, start: int, places: Sequence[int]) -> None:
+        """Write what stands at these places of the pass to the row's positions from `start` on."""
+        count = len(places)
+        first, last = places[0], places[-1] + 1
+        chosen: Any = slice(first, last)
+        if last - first > count:
+            chosen = torch.tensor(places)
+        slots = self._slots(start, start + count)
+        held.put(slots, new_1GTP[0, :, chosen])
+
+    def get(self, held: Plain | Rounded, end: int) -> Tensor:
+        """The row's positions [1, G, S, P] up to `end`."""
+        return held.get(self._slots(0, end)).unsqueeze(0)
+
+    def _slots(self, start: int, end: int) -> slice | Tensor:
         if self.run:
-            end = self.offset + self.end
-            held.put(slice(self.offset + self.start, end), new_GTP)
-            return held.get(slice(self.offset, end)).unsqueeze(0)
-        held.put(self.slots[self.start :], new_GTP)
-        return held.get(self.slots).unsqueeze(0)
+            return slice(self.offset + start, self.offset + end)
+        return self.slots[start:end]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Places that are read one behind the other, of which the last `fresh` ones ask."""
+
+    path: list[int]
+    fresh: int
+
+
+def branched(tree: Tree) -> list[_Run]:
+    """Paths of a tree that together ask for every node once, those who ask side by side; none where the nodes stand one
+    behind the other."""
+    if tree.parents == list(range(-1, len(tree.parents) - 1)):
+        return []
+    asked: set[int] = set()
+    found = []
+    for path in paths(tree):
+        fresh = [node for node in path if node not in asked]
+        asked.update(fresh)
+        begin = 0
+        for place, node in enumerate(fresh, start=1):
+            if place == len(fresh) or fresh[place] != node + 1:
+                found.append(_Run(path_to(tree, node), place - begin))
+                begin = place
+    return found
 
 
 class _Pass(Cache):
@@ -155,6 +234,7 @@ class PagedRows:
                  adapters: Many | None = None, bits: int | None = None) -> None:
         """bits: of each number that is kept, 8 or 4; None: as they are."""
         self.model, self.size, self.adapters = model, size, adapters
+        self.drafted: dict[int, _Span] = {}  # by row, where a pass had guesses in branches
         with torch.inference_mode():
             self.layers = [_Layer(width, blocks * size, bits) for width in kept]
 
@@ -164,7 +244,7 @@ class PagedRows:
         spans = self._spans(pieces)
         for layer in self.layers:
             layer.spans = spans
-        positions = [position for piece in pieces for position in range(piece.start, piece.end)]
+        positions = [position for piece in pieces for position in piece.positions()]
         ids = [number for piece in pieces for number in piece.ids]
         places = [place for span, piece in zip(spans, pieces) for place in _asked(span.tokens.stop, piece)]
         tokens_1T = torch.tensor([ids])
@@ -181,7 +261,16 @@ class PagedRows:
         for piece in pieces:
             spans.append(_Span(piece, first, self.size))
             first += len(piece.ids)
+        self.drafted = {piece.row: span for span, piece in zip(spans, pieces) if span.runs}
         return spans
+
+    @torch.inference_mode()
+    def settle(self, row: int, nodes: Sequence[int]) -> None:
+        """Of a row's guesses in the last pass these held, one behind the other."""
+        span = self.drafted.get(row)
+        if span is not None and nodes:
+            for layer in self.layers:
+                layer.settle(span, nodes)
 
     def forget(self, row: int) -> None:
         """The row is over; nothing is kept of it but in its blocks."""
@@ -213,6 +302,9 @@ class SingleRows:
         found_ND, routings = self.model.states(tokens_1T, self.caches[piece.row], places)
         ((logits, states),) = _split(self.model, found_ND, [piece])
         return Read(logits, _experts(routings, slice(0, count), count), states)
+
+    def settle(self, row: int, nodes: Sequence[int]) -> None:
+        """Rows that are read one by one have no guesses."""
 
     def forget(self, row: int) -> None:
         """The row is over."""

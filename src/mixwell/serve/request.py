@@ -15,6 +15,7 @@ from mixwell.lm.streaming import Text
 from mixwell.serve.blocks import Name
 from mixwell.serve.constrained import Constraint
 from mixwell.serve.tools import Call
+from mixwell.serve.tree_drafts import Tree
 from mixwell.serve.vectors import Pooled, Pooling
 
 
@@ -79,6 +80,16 @@ class Drafter(Protocol):
         """Take in a pass: the likeliest token behind each of its positions, and how many tokens were accepted."""
 
 
+class Brancher(Protocol):
+    """Guesses several ways how a row may go on."""
+
+    def draft(self, ids: Sequence[int], said: int, longest: int) -> Tree:
+        """As `Drafter.draft`, in branches."""
+
+    def learn(self, predicted: Sequence[int], accepted: int) -> None:
+        """As `Drafter.learn`, by node."""
+
+
 class Row:
     """A row on its way through the engine. draw: tells rows apart that have one prompt and one seed."""
 
@@ -95,7 +106,8 @@ class Row:
         self.told: list[Token] = []  # the prompt's, while it is read
         self.pooled = None if options.pooling is None else Pooled(options.pooling)
         self.finished = False
-        self.drafter: Drafter | None = None  # what guesses the row's next ids, where the engine drafts
+        self.drafter: Drafter | Brancher | None = None  # what guesses the row's next ids, where the engine drafts
+        self.dropped = 0  # positions that its cache let go
         self.waited = 0  # steps since it came in which it was not let in
         self.score, self.scored = 0.0, 0  # how short its answer will be, and by which lesson
         self.constraint: Constraint | None = None  # what may follow, where the answer's form is given
@@ -103,7 +115,7 @@ class Row:
 
     def begin_again(self) -> None:
         """Forget what was read; what was said stays said."""
-        self.computed = self.named = 0
+        self.computed = self.named = self.dropped = 0
         self.told.clear()
         if self.pooled is not None:
             self.pooled.clear()

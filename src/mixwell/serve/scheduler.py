@@ -7,11 +7,14 @@ held up by a long prompt, and prompts fill what the budget has left.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mixwell.serve.blocks import BlockPool, block_names
+from mixwell.serve.branching import chain, depths, first_nodes, no_deeper
+from mixwell.serve.kept import Keep
 from mixwell.serve.ordering import Order
 from mixwell.serve.request import Row
+from mixwell.serve.tree_drafts import Tree
 
 
 @dataclass(frozen=True)
@@ -20,22 +23,25 @@ class Turn:
 
     row: Row
     count: int
-    drafts: tuple[int, ...] = ()  # guesses of what follows, read beside
+    drafts: Tree = field(default_factory=lambda: Tree([], []))  # guesses of what follows, read beside
 
 
 class Scheduler:
     """Rows that wait, in the order in which they came, and rows that hold blocks."""
 
     def __init__(self, pool: BlockPool, step_tokens: int, max_rows: int, pieces: bool = True,
-                 order: Order | None = None) -> None:
+                 order: Order | None = None, keep: Keep | None = None) -> None:
         """step_tokens: ids read in a step at most. pieces: whether a prompt may be read in several steps, and its
         beginning be shared; else it is read at once, however long. order: who is let in next; default who came first.
+        keep: which positions stay of a row, whose beginning then is not shared; default all.
         """
         if not 1 <= max_rows <= step_tokens:
             raise ValueError(f"{max_rows} rows at once with {step_tokens} tokens a step; expected one row or more, and "
                              "a token for each of them")
         self.pool, self.step_tokens, self.max_rows, self.pieces = pool, step_tokens, max_rows, pieces
-        self.order = order
+        self.order, self.keep = order, keep
+        self.dropped = 0  # positions that rows let go
+        self.sent_back: list[Row] = []  # in the last plan: what was read of them is forgotten
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []  # in the order in which they came
 
@@ -45,6 +51,7 @@ class Scheduler:
 
     def plan(self) -> list[Turn]:
         """The turns of a step. Rows may lose their blocks for others that came before them; they wait again."""
+        self.sent_back = []
         answering = [row for row in self.running if row.left == 1]
         turns = [Turn(row, 1) for row in answering if self._makes_room(row)]
         turns = [turn for turn in turns if turn.row.blocks]  # some had to give theirs to those before them
@@ -66,31 +73,42 @@ class Scheduler:
         found = []
         for turn in turns:
             drafts = self._drafts(turn.row, budget)
-            budget -= len(drafts)
-            found.append(Turn(turn.row, turn.count, tuple(drafts)))
+            budget -= len(drafts.tokens)
+            found.append(Turn(turn.row, turn.count, drafts))
         return found
 
-    def _drafts(self, row: Row, most: int) -> list[int]:
+    def _drafts(self, row: Row, most: int) -> Tree:
         """Guesses of what a row says next, `most` at most, for which it has blocks."""
         if most <= 0 or row.drafter is None or not row.said:
-            return []
+            return Tree([], [])
         found = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
-        guesses = found[:most]
-        while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + len(guesses)):
+        tree = found if isinstance(found, Tree) else chain(found)
+        guesses = first_nodes(tree, most)
+        longest = max(depths(guesses), default=0)
+        while self.pool.available and len(row.blocks) < self.pool.blocks_for(len(row.ids) + longest):
             row.blocks.append(self.pool.take(row.blocks[-1]))
         room = len(row.blocks) * self.pool.size - len(row.ids)
-        return guesses[:room]
+        return no_deeper(guesses, room)
 
     def _piece(self, row: Row, budget: int) -> Turn:
         most = budget if self.pieces else row.left
         count = min(row.left, most)
+        if self.keep is not None:
+            count = self.keep.piece(len(row.prompt), row.computed, count)
         return Turn(row, count)
+
+    def _wanted(self, row: Row) -> int:
+        """Blocks that a row takes once all its ids are read."""
+        positions = len(row.ids)
+        if self.keep is not None:
+            positions = self.keep.positions(len(row.prompt), positions, row.computed)
+        return self.pool.blocks_for(positions)
 
     def _makes_room(self, row: Row) -> bool:
         """Whether the row has a block for its next position; rows that came later may have to give theirs."""
         if not row.blocks:  # it gave its own for a row before it
             return False
-        while len(row.blocks) < self.pool.blocks_for(len(row.ids)):
+        while len(row.blocks) < self._wanted(row):
             if self.pool.available:
                 row.blocks.append(self.pool.take(row.blocks[-1]))
                 continue
@@ -104,6 +122,7 @@ class Scheduler:
         """Let a row wait again, before all that came after it; what it said stays said and is read anew."""
         self.release(row)
         row.begin_again()
+        self.sent_back.append(row)
         self.waiting.appendleft(row)
 
     def _admits(self) -> bool:
@@ -114,7 +133,7 @@ class Scheduler:
         shared = self._shared(row)
         for block in shared:
             self.pool.share(block)
-        wanted = self.pool.blocks_for(len(row.ids)) - len(shared)
+        wanted = self._wanted(row) - len(shared)
         if wanted > self.pool.available:
             self.pool.release(shared)
             return False
@@ -136,7 +155,7 @@ class Scheduler:
 
     def _shared(self, row: Row) -> list[int]:
         """Blocks that hold the row's beginning; the last id is always read, for what it says of the next."""
-        if not self.pieces or row.options.prompt_logprobs or row.pooled is not None:
+        if not self.pieces or self.keep is not None or row.options.prompt_logprobs or row.pooled is not None:
             return []
         size = self.pool.size
         row.names = block_names(row.ids, size, row.variant, row.names)
@@ -146,6 +165,9 @@ class Scheduler:
     def computed(self, row: Row, count: int) -> None:
         """So many more positions of the row are kept; blocks that are full now can be found by others."""
         row.computed += count
+        if self.keep is not None:
+            self._let_go(row, self.keep)
+            return
         full = row.computed // self.pool.size
         if not self.pieces or full == row.named:
             return
@@ -154,6 +176,16 @@ class Scheduler:
         for place in range(row.named, full):
             self.pool.name(row.blocks[place], row.names[place])
         row.named = full
+
+    def _let_go(self, row: Row, keep: Keep) -> None:
+        """Take back the blocks of positions that are gone."""
+        dropped = keep.dropped(len(row.prompt), row.computed)
+        self.dropped += max(0, dropped - row.dropped)
+        row.dropped = dropped
+        wanted = self._wanted(row)
+        gone = row.blocks[wanted:]
+        self.pool.release(gone)
+        row.blocks = row.blocks[:wanted]
 
     def release(self, row: Row) -> None:
         """Take a row's blocks back, wherever it stands."""

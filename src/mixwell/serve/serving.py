@@ -66,6 +66,8 @@ class Serving:
         chat = self.asking.tokenizer.chat_template is not None
         found = {"id": self.name, "object": "model", "created": self.created, "owned_by": "mixwell",
                  "max_model_len": self.engine.context, "chat": chat}
+        if self.engine.keep is not None:
+            found["keep"] = self.engine.keep.name
         if self.parent is not None:
             found["parent"] = self.parent
         return found

@@ -18,12 +18,18 @@ const headers = () => {
   return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
 };
 
+const WORDS = { 413: "the request is too large for the server.", 429: "too many answers are under way; try again in a moment.",
+  502: "what stands before the server cannot reach it.", 503: "the server takes on no more just now; try again in a moment." };
+
 async function ask(path, body, signal) {
   const options = { headers: headers(), signal, ...(body ? { method: "POST", body: JSON.stringify(body) } : {}) };
-  const response = await fetch(path, options);
+  const response = await fetch(path, options).catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the server cannot be reached; is it still running?");
+  });
   if (response.ok) return response;
   if (response.status === 401) askForKey();
-  let message = `the server answered ${response.status}.`;
+  let message = WORDS[response.status] ?? `the server answered ${response.status}.`;
   try { message = (await response.json()).error.message; } catch { /* not in our words: the status must do */ }
   throw new Error(message);
 }
@@ -59,10 +65,29 @@ function request(model, text, side) {
   const label = $("label").value.trim();
   const body = { model: model.id, stream: true, stream_options: { include_usage: true }, return_experts: true,
     max_tokens: Number($("most").value) || 128, temperature: Number($("temperature").value), ...(label ? { label } : {}) };
-  if (!model.chat) return ["v1/completions", { ...body, prompt: text }];
-  const messages = state.turns.flatMap((turn) => [{ role: "user", content: turn.text },
-    ...(turn.answers[side] ? [{ role: "assistant", content: turn.answers[side] }] : [])]);
-  return ["v1/chat/completions", { ...body, messages }];
+  const tools = toolsGiven();
+  if (!model.chat) {
+    if (tools) throw new Error("this model has no chat template, so that it cannot call tools; leave them out.");
+    return ["v1/completions", { ...body, prompt: text }];
+  }
+  const messages = state.turns.flatMap((turn) => [...asked(turn, side), ...(turn.answers[side] ? [turn.answers[side]] : [])]);
+  return ["v1/chat/completions", { ...body, messages, ...(tools ? { tools } : {}) }];
+}
+
+// What the user said: the words of tools where the answer before called some, a message else.
+function asked(turn, side) {
+  const before = state.turns[state.turns.indexOf(turn) - 1]?.answers[side]?.tool_calls ?? [];
+  if (!before.length) return [{ role: "user", content: turn.text }];
+  return before.map((call) => ({ role: "tool", tool_call_id: call.id, content: turn.text }));
+}
+
+function toolsGiven() {
+  const text = $("tools").value.trim();
+  if (!text) return null;
+  let tools;
+  try { tools = JSON.parse(text); } catch (error) { throw new Error(`the tools are no JSON: ${error.message}`); }
+  if (!Array.isArray(tools)) throw new Error("the tools are no list; put them between [ and ].");
+  return tools;
 }
 
 async function answer(model, text, side, turn, place, signal) {
@@ -72,13 +97,14 @@ async function answer(model, text, side, turn, place, signal) {
     for await (const chunk of events(await ask(path, body, signal))) {
       for (const choice of chunk.choices) {
         shown.add(choice.delta ? choice.delta.content ?? "" : choice.text ?? "", choice.experts ?? []);
+        for (const call of choice.delta?.tool_calls ?? []) shown.call(call);
       }
       if (chunk.timings) shown.end(chunk.usage, chunk.timings);
     }
   } catch (error) {
     shown.fail(error.name === "AbortError" ? "stopped." : error.message);
   }
-  turn.answers[side] = shown.said;
+  turn.answers[side] = shown.message();
   shown.settle();
   return shown;
 }
@@ -87,7 +113,7 @@ async function answer(model, text, side, turn, place, signal) {
 
 class Answer {
   constructor(model, place) {
-    Object.assign(this, { model, said: "", tokens: [], at: -1, only: null });
+    Object.assign(this, { model, said: "", calls: [], tokens: [], at: -1, only: null });
     this.text = element("div", { className: "text" });
     this.facts = element("p", { className: "facts" });
     this.box = element("article", {}, element("h3", { textContent: model.id }), this.text, this.facts);
@@ -100,6 +126,23 @@ class Answer {
     this.text.append(text);
     this.tokens.push(...tokens);
     if (tokens.some((token) => token.layers.some(Boolean))) this.showTokens(tokens);
+  }
+
+  // A call of a tool: its name, its arguments one a line, and a button that copies both.
+  call({ id, function: { name, arguments: given } }) {
+    this.calls.push({ id, type: "function", function: { name, arguments: given } });
+    const copy = element("button", { type: "button", textContent: "Copy" });
+    copy.setAttribute("aria-label", `Copy the call of ${name}`);
+    copy.onclick = () => copied(copy, JSON.stringify({ name, arguments: parsed(given) ?? given }, null, 2));
+    const box = element("section", { className: "call" }, element("h4", {}, `calls ${name}`, copy), argumentsOf(given));
+    box.setAttribute("aria-label", `Call of the tool ${name}`);
+    this.facts.before(box);
+  }
+
+  message() {
+    if (!this.said && !this.calls.length) return null;
+    const calls = this.calls.length ? { tool_calls: this.calls } : {};
+    return { role: "assistant", content: this.said, ...calls };
   }
 
   showTokens(tokens) {
@@ -173,7 +216,8 @@ class Answer {
 
   end(usage, timings) {
     const rate = timings.predicted_per_second ? ` · ${timings.predicted_per_second.toFixed(1)} tokens/s` : "";
-    this.told = `${usage.completion_tokens} tokens${rate} · first after ${timings.prompt_ms.toFixed(0)} ms`;
+    const lost = usage.dropped_tokens ? ` · ${usage.dropped_tokens} positions out of sight` : "";
+    this.told = `${usage.completion_tokens} tokens${rate} · first after ${timings.prompt_ms.toFixed(0)} ms${lost}`;
     this.facts.textContent = this.told;
   }
 
@@ -185,7 +229,33 @@ class Answer {
 
   settle() {
     this.box.setAttribute("aria-busy", "false");
-    if (!this.said && !this.told) this.facts.textContent = "an empty answer.";
+    if (!this.said && !this.calls.length && !this.told) this.facts.textContent = "an empty answer.";
+  }
+}
+
+// --- calls of tools ---
+
+function parsed(text) {
+  try { return JSON.parse(text); } catch { return null; }
+}
+
+function argumentsOf(given) {
+  const values = parsed(given);
+  if (values === null || typeof values !== "object" || Array.isArray(values)) return element("pre", { textContent: given });
+  const entries = Object.entries(values);
+  if (!entries.length) return element("pre", { textContent: "no arguments" });
+  const told = (value) => typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  return element("dl", {}, ...entries.flatMap(([name, value]) =>
+    [element("dt", { textContent: name }), element("dd", { textContent: told(value) })]));
+}
+
+async function copied(button, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+    say("The call is copied.");
+  } catch {
+    say("The browser does not let this page copy; mark the text instead.", true);
   }
 }
 

@@ -32,10 +32,7 @@ def site():
     catalogue = book.read()
     filled = {path: book.filled(text, path, catalogue) for path, text in WRITTEN.items()}
     with pytest.MonkeyPatch.context() as patch:  # hundreds of claims use the same definitions, and no file changes
-        for name in ("_bare", "_file"):
-            patch.setattr(sources, name, functools.cache(getattr(sources, name)))
-        imports = sources._imports
-        patch.setattr(sources, "_imports", functools.cache(lambda path, within: list(imports(path, within))))
+        patch.setattr(sources, "_file", functools.cache(sources._file))
         return filled | book.made(catalogue)
 
 

@@ -1,5 +1,6 @@
 """Every method has its claim, every claim its paper, and what running it showed stands in the repository."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -20,12 +21,17 @@ from tests.every import every
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "docs" / "evidence"
-EVIDENCE = evidence.read(SAVED)
 ROOMS = ("experts", "sequence", "convert", "precision", "density")
 METHODS = [entry for room in ROOMS for entry in registry.family(room)]
 PAPERS = ("scaling.laws", "data.mixing", "parallel.federated")  # families in which textbook matter has no claim
 METHODS += [entry for family in PAPERS for entry in registry.family(family) if entry.papers]
 TRIED = claims.names()
+
+
+@functools.cache
+def kept():
+    """The evidence, read by the process that looks at it."""
+    return evidence.read(SAVED)
 
 
 def docstring(name):
@@ -61,7 +67,7 @@ def test_a_claim_says_what_is_tried_and_what_would_count_against_it(name):
 
 @every(TRIED, str)
 def test_what_the_evidence_says_is_what_its_numbers_say(name):
-    saved = EVIDENCE.get(name, {"before": {}, "outcome": "to be run"})
+    saved = kept().get(name, {"before": {}, "outcome": "to be run"})
     if "before" in saved:
         assert saved["outcome"] == "to be run"
         return
@@ -92,14 +98,14 @@ def assert_same(found, expected):
 
 
 def test_no_evidence_is_left_of_claims_that_are_gone():
-    assert set(EVIDENCE) <= set(TRIED)
+    assert set(kept()) <= set(TRIED)
 
 
 def test_pages_and_readme_are_what_the_command_writes():
-    made = pages.pages(SAVED, EVIDENCE)
+    made = pages.pages(SAVED, kept())
     stale = [path.name for path, text in made.items() if path.read_text(encoding="utf-8") != text]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if pages.filled(readme, EVIDENCE) != readme:
+    if pages.filled(readme, kept()) != readme:
         stale.append("README.md")
     assert not stale, f"run `mixwell claims --write`: {', '.join(stale)}"
     assert set(SAVED.glob("*.md")) == set(made)
@@ -107,7 +113,7 @@ def test_pages_and_readme_are_what_the_command_writes():
 
 @pytest.mark.slow
 def test_a_claim_shows_again_what_was_saved():
-    saved = EVIDENCE["density.mixtures.categorical"]
+    saved = kept()["density.mixtures.categorical"]
     found = importlib.import_module("mixwell.claims.density.mixtures.categorical").trial(SimpleNamespace(), 0)
     for name, value in found.items():
         assert value == pytest.approx(saved["values"][name][0], rel=0.05)

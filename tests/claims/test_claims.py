@@ -298,11 +298,15 @@ def checkout(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.setattr(registry, "ROOT", tmp_path)
-    sources._body.cache_clear()
-    sources._definitions.cache_clear()
+    forget()
     yield tmp_path
-    sources._body.cache_clear()
-    sources._definitions.cache_clear()
+    forget()
+
+
+def forget():
+    """A process that goes on after a file changed reads it anew."""
+    for read in (sources._body, sources._definitions, sources._said, sources._imports):
+        read.cache_clear()
 
 
 @pytest.mark.parametrize(("file", "old", "new", "stale"), [
@@ -322,8 +326,7 @@ def test_what_a_claim_uses_makes_it_stale_and_nothing_else(checkout, file, old, 
     path = checkout / file
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    sources._body.cache_clear()
-    sources._definitions.cache_clear()
+    forget()
     assert (sources.source("experts.routers.a") != before) is stale
 
 

@@ -1,7 +1,6 @@
 """`compare`, `claims` and `apply` of an analysis from the command line."""
 
 import json
-import os
 
 import pytest
 from typer.testing import CliRunner
@@ -18,15 +17,10 @@ def call(*words):
 def ran(tmp_path_factory):
     """The recipe's file, the comparison's folder, what the command printed."""
     folder = tmp_path_factory.mktemp("cli")
-    old = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     file = tiny.recipe_file(folder / "recipe", tokens=300)
     words = ("--vary", "moe.router=top_k,sinkhorn,{method: hash, k: 2}", "--budget", "tokens=600", "--seeds", "0,4",
              "--baseline", "sinkhorn", "--out", folder / "out")
-    yield file, folder / "out", words, call("compare", file, *words)
-    os.environ.pop("XDG_CACHE_HOME")
-    if old is not None:
-        os.environ["XDG_CACHE_HOME"] = old
+    return file, folder / "out", words, call("compare", file, *words)
 
 
 def test_compare_prints_the_answer_and_names_the_report(ran):

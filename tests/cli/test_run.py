@@ -4,7 +4,6 @@ import errno
 import functools
 import io
 import json
-import os
 import signal
 from types import SimpleNamespace
 
@@ -34,13 +33,8 @@ def call(*words):
 def ran(tmp_path_factory):
     """The recipe's file, the run's folder, what the command printed."""
     folder = tmp_path_factory.mktemp("cli")
-    old = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     file = tiny.recipe_file(folder / "recipe")
-    yield file, folder / "run", call("run", file, "--out", folder / "run", *SHORT)
-    os.environ.pop("XDG_CACHE_HOME")
-    if old is not None:
-        os.environ["XDG_CACHE_HOME"] = old
+    return file, folder / "run", call("run", file, "--out", folder / "run", *SHORT)
 
 
 def test_run_tells_every_stage_and_names_the_report(ran):

@@ -37,10 +37,10 @@ def free_port():
 
 
 def connected(port):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while True:
         try:
-            found = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            found = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
             found.connect()
             return found
         except OSError:

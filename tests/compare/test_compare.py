@@ -1,7 +1,6 @@
 """Comparisons: what is varied, under which budget, what is shared, what goes on after a failure."""
 
 import json
-import os
 import statistics
 
 import pytest
@@ -36,14 +35,8 @@ class Told(engine.Silent):
 
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
-    """The tiny recipe, with a cache of its own."""
-    folder = tmp_path_factory.mktemp("compare")
-    old = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    yield recipe.read(tiny.recipe_file(folder, tokens=300))
-    os.environ.pop("XDG_CACHE_HOME")
-    if old is not None:
-        os.environ["XDG_CACHE_HOME"] = old
+    """The tiny recipe."""
+    return recipe.read(tiny.recipe_file(tmp_path_factory.mktemp("compare"), tokens=300))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Small models that adapters stand beside."""
 
+import functools
+
 import torch
 
 from mixwell.core.rng import generator as seeded
@@ -19,6 +21,13 @@ def model(sparse=False, **changes):
     sizes = {"vocab_size": VOCAB, "dim": 16, "num_layers": 2, "num_heads": 4, "sequence_mixer": attention,
              "channel_mixer": SPARSE if sparse else DENSE}
     return LanguageModel(ModelConfig(**(sizes | changes)), seeded(1)).eval()
+
+
+@functools.cache
+def bare(sparse):
+    """The model that nobody changes, and what it says."""
+    network = model(sparse)
+    return network, logits(network)
 
 
 def moved(attached, seed=5, size=0.1):

@@ -1,6 +1,7 @@
 """What every adapter promises; the suite finds the methods by the registry."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from mixwell.adapters import files
 from mixwell.core.errors import MixwellError
 from mixwell.core.rng import generator as seeded
-from tests.contracts._adapters import TOKENS, logits, model, moved, states
+from tests.contracts._adapters import TOKENS, bare, logits, model, moved, states
 from tests.contracts._tools import cases, fresh, poisoned_memory, same_config
 
 ENTRIES = [case for case in cases("adapters") if case.values[0].family == "adapters"]
@@ -18,14 +19,19 @@ MATRIX = [case for case in ENTRIES if "matrix" in case.values[0].tags]
 LAYERS = [case for case in ENTRIES if "matrix" not in case.values[0].tags]
 
 
+@functools.cache
 def config_of(entry):
     return entry.module().example(fresh())["config"]
 
 
-def attached(entry, sparse=None, seed=3):
+def sparse(entry):
+    """Whether it goes with experts, and stands beside a mixture."""
+    return bool(entry.tags & {"experts", "mixture"})
+
+
+def attached(entry, seed=3):
     """The method beside a small model, a mixture where it goes with experts."""
-    wanted = bool(entry.tags & {"experts", "mixture"}) if sparse is None else sparse
-    network = model(wanted)
+    network = model(sparse(entry))
     given = {"text": [TOKENS, TOKENS.flip(1)]} if "text" in entry.tags else {}
     return entry.load().attach(network, None, config_of(entry), seeded(seed), **given)
 
@@ -34,11 +40,11 @@ def attached(entry, sparse=None, seed=3):
 @pytest.mark.parametrize("training", [False, True])
 def test_it_starts_as_the_base_to_the_bit(entry, training):
     there = attached(entry)
-    bare = model(bool(entry.tags & {"experts", "mixture"}))
     if not training:
-        assert torch.equal(logits(there.model), logits(bare))
+        assert torch.equal(logits(there.model), bare(sparse(entry))[1])
         return
-    tuned, base = (network.train().loss(TOKENS[:, :-1], TOKENS[:, 1:]) for network in (there.model, bare))
+    networks = there.model, model(sparse(entry))
+    tuned, base = (network.train().loss(TOKENS[:, :-1], TOKENS[:, 1:]) for network in networks)
     assert torch.equal(tuned.nats, base.nats)
 
 
@@ -51,7 +57,7 @@ def test_same_generator_same_bits_and_the_base_stays(entry):
     for name, value in first.tensors().items():
         assert torch.isfinite(value).all() and torch.equal(value, second.tensors()[name]), name
     assert torch.equal(logits(first.model), logits(second.model))
-    start = model(bool(entry.tags & {"experts", "mixture"})).state_dict()
+    start = bare(sparse(entry))[0].state_dict()
     assert all(torch.equal(value, start[name]) for name, value in first.base_tensors().items())
 
 
@@ -80,7 +86,7 @@ def test_merged_equals_unmerged_and_comes_apart_again(entry):
     there.merge()
     merged = logits(there.model)
     torch.testing.assert_close(merged, apart, rtol=1e-4, atol=2e-6)
-    assert not torch.equal(merged, logits(model(bool(entry.tags & {"experts", "mixture"}))))
+    assert not torch.equal(merged, bare(sparse(entry))[1])
     weights = there.model.to_checkpoint().tensors
     for name, change in changes.items():
         torch.testing.assert_close(weights[name] - base[name], change, rtol=1e-4, atol=1e-6)
@@ -103,9 +109,9 @@ def test_what_no_matrix_holds_is_not_merged(entry):
 def test_detaching_gives_the_base_back(entry):
     there = moved(attached(entry))
     there.detach()
-    bare = model(bool(entry.tags & {"experts", "mixture"}))
-    assert torch.equal(logits(there.model), logits(bare))
-    assert there.model.to_checkpoint().tensors.keys() == bare.to_checkpoint().tensors.keys()
+    base, said = bare(sparse(entry))
+    assert torch.equal(logits(there.model), said)
+    assert there.model.to_checkpoint().tensors.keys() == base.to_checkpoint().tensors.keys()
     assert all(p.requires_grad for p in there.model.parameters())
 
 
@@ -114,7 +120,7 @@ def test_a_saved_adapter_comes_back_and_a_copy_stands_alone(entry, tmp_path):
     there = moved(attached(entry))
     apart = logits(there.model)
     files.save(there, tmp_path / "saved")
-    again = files.load(tmp_path / "saved", model(bool(entry.tags & {"experts", "mixture"})))
+    again = files.load(tmp_path / "saved", model(sparse(entry)))
     assert torch.equal(logits(again.model), apart) and again.num_parameters == there.num_parameters
     assert {n for n, p in again.model.named_parameters() if p.requires_grad} == {
         n for n, p in there.model.named_parameters() if p.requires_grad}

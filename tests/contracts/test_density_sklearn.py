@@ -1,10 +1,12 @@
 """scikit-learn's own checks, asked of every estimator of density that promises its conventions; tags in `_density`."""
 
+import functools
 import inspect
 import math
 import warnings
 
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.utils.estimator_checks import check_estimator
 
@@ -52,6 +54,13 @@ OWN = {
 }
 MORE = [pytest.param(GaussianMixture(2, covariance_type="diag", random_state=0), id="mixtures.gaussian, diagonal"),
         pytest.param(PretrainedPredictor(task="regression", latent=PCA()), id="networks.pretraining, regression")]
+
+
+@pytest.fixture(autouse=True)
+def _signatures_once(monkeypatch):
+    """scikit-learn reads a class's signature again whenever it asks for parameters, thousands of times a class."""
+    names = functools.cache(BaseEstimator._get_param_names.__func__)
+    monkeypatch.setattr(BaseEstimator, "_get_param_names", classmethod(names))
 
 
 def quick(entry):

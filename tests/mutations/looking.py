@@ -1,19 +1,12 @@
-"""A process that loads damaged model folders, so that one which hangs or takes all memory ends that process alone.
-
-    python -m tests.mutations.looking SOUND_FOLDER
-
-reads paths, a line each, and answers each with a line of JSON.
-"""
+"""A process that loads damaged model folders, so that one which hangs or takes all memory ends that process alone."""
 
 from __future__ import annotations
 
-import json
+import multiprocessing
 import os
-import select
-import subprocess
-import sys
 import time
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -60,50 +53,52 @@ def _look(folder: Path) -> dict[str, Any]:
     return {"outcome": "loaded", "found": found, "warned": [str(w.message) for w in heard]}
 
 
-def serve(sound: Path) -> None:
-    """Look at a sound folder, so that all is imported, then at those that standard input names."""
+def serve(sound: Path, asked: Connection) -> None:
+    """Look at a sound folder, so that all is imported, then at those that are asked for."""
     import resource
 
     look(sound)
     resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))  # so that an absurd request fails at once
-    print("ready", flush=True)
-    for line in sys.stdin:
-        print(json.dumps(look(Path(line.rstrip("\n")))), flush=True)
+    asked.send("ready")
+    for folder in iter(asked.recv, None):
+        asked.send(look(folder))
 
 
 class Looker:
     """A process that looks at folders, with a limit of time for each."""
 
     def __init__(self, sound: Path) -> None:
-        self._command = [sys.executable, "-m", "tests.mutations.looking", str(sound)]
+        self._sound = sound
         self._start()
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.DEVNULL, text=True, cwd=Path(__file__).parents[2])
-        assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"
+        split = multiprocessing.get_context("fork")  # what is imported already need not be again
+        self._pipe, theirs = split.Pipe()
+        self._process = split.Process(target=serve, args=(self._sound, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        assert self._pipe.recv() == "ready"
 
     def look(self, folder: Path) -> dict[str, Any]:
         """What becomes of a folder."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        stdin.write(f"{folder}\n")
-        stdin.flush()
-        hangs = self._hangs(stdout)
-        line = "" if hangs else stdout.readline()
-        if line:
-            return json.loads(line)
+        self._pipe.send(folder)
+        hangs = self._hangs()
+        if not hangs:
+            try:
+                return self._pipe.recv()
+            except (EOFError, ConnectionError):
+                pass
         self.close()
-        code = self._process.returncode
+        code = self._process.exitcode
         self._start()
         words = f"the process ended with {code}"
         return {"outcome": "hang" if hangs else "traceback", "words": words, "seconds": PATIENCE_S}
 
-    def _hangs(self, stdout: Any) -> bool:
+    def _hangs(self) -> bool:
         """Wait for an answer; a process that is stopped, or gets no processor, is waited for as long as that lasts."""
         state, before_s = self._state()
         waited_s = 0.0
-        while not select.select([stdout], [], [], 0.25)[0]:
+        while not self._pipe.poll(0.25):
             state, used_s = self._state()
             waited_s += 0.25 if state == "S" else 0.0
             if used_s - before_s > PATIENCE_S or waited_s > ASLEEP_S:
@@ -120,8 +115,4 @@ class Looker:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.communicate()
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+        self._process.join()

@@ -34,7 +34,7 @@ def team_of(wire, expert):
 
 def trained(data, folder, size=1, expert=1, mixer=EXPERTS, **options):
     """The models and metrics of a training over `size` threads."""
-    config = tiny_config(dtype="fp32", **options)
+    config = tiny_config(dtype="fp32", save_every=0, **options)
 
     def work(wire):
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Shared by the tests of runs: a finished run, a copy of it, text, and a cache of a test's own."""
+"""Shared by the tests of runs: a finished run, a copy of it, and text."""
 
 import shutil
 
@@ -30,9 +30,3 @@ def texts(tmp_path):
     """A folder with the text of two domains."""
     tiny.corpus(tmp_path / "texts")
     return tmp_path / "texts"
-
-
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """What is measured and found out by this test alone."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

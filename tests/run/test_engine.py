@@ -254,7 +254,7 @@ def test_a_broken_promise_is_an_error_and_the_stage_is_not_kept(finished, tmp_pa
 def hold(out, ready, release):
     with engine.locked(out):
         ready.set()
-        release.wait(20)
+        release.wait(600)
 
 
 def test_two_runs_on_one_folder_do_not_meet_and_a_dead_one_holds_nothing(tmp_path):
@@ -262,7 +262,7 @@ def test_two_runs_on_one_folder_do_not_meet_and_a_dead_one_holds_nothing(tmp_pat
     ready, release = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path, ready, release))
     other.start()
-    assert ready.wait(20)
+    assert ready.wait(600)
     words = f"in use by process {other.pid}, for .* now; wait"
     with pytest.raises(MixwellError, match=words), engine.locked(tmp_path):
         pass

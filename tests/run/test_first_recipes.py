@@ -14,9 +14,6 @@ from mixwell.run.stages.text import kept_apart, read_splits
 TRAIN = "{batch_size: 4, seq_len: 32, dtype: fp32}"
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
-
 def written(texts, stages, more=""):
     """A recipe on the domain `left`."""
     path = texts.parent / "mine.yaml"

@@ -26,7 +26,7 @@ def holder(tmp_path):
     ready = CONTEXT.Event()
     other = CONTEXT.Process(target=hold, args=(tmp_path, ready))
     other.start()
-    assert ready.wait(60)
+    assert ready.wait(600)
     yield other
     other.kill()
     other.join()

@@ -20,8 +20,6 @@ stages:
   - {id: further, from: both, train: {tokens: 300}}
 """
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
 
 def test_a_merge_reads_its_models_in_order_and_is_trained_on(tmp_path):
     out = tmp_path / "run"

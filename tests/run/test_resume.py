@@ -92,11 +92,6 @@ def state(out: Path) -> frozenset[str]:
     return frozenset([*(p.parent.name for p in out.glob("stages/*/stage.json")), *(p.parts[-3] for p in begun)])
 
 
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.mark.slow
 def test_five_kills_change_no_bit(tmp_path, start):
     file = tiny.recipe_file(tmp_path / "recipe", tokens=4000)

@@ -29,9 +29,6 @@ SHAPE = {"vocab_size": 300, "dim": 16, "num_layers": 1, "num_heads": 2,
          "channel_mixer": {"method": "experts.layers.swiglu", "hidden_dim": 16}}
 
 
-pytestmark = pytest.mark.usefixtures("own_cache")
-
-
 @pytest.fixture
 def folder(tmp_path, texts):
     """A Hugging Face folder of a small Llama with a tokenizer."""

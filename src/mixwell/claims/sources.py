@@ -40,9 +40,7 @@ def _reached(starts: list[Place], within: tuple[str, ...]) -> dict[str, str]:
         path = _file(module)
         if key in found or path is None or module == DECLARATIONS:
             continue
-        nodes = _definitions(path).get(name, []) if name else _body(path)
-        found[key] = "\n".join(map(_bare, nodes))
-        used = {part.id for node in nodes for part in ast.walk(node) if isinstance(part, ast.Name)}
+        found[key], used = _said(path, name)
         own = _definitions(path)
         ahead += [(module, each) for each in used & own.keys() if name]
         ahead += [place for alias, place in _imports(path, within) if alias in used]
@@ -58,8 +56,24 @@ def _file(module: str) -> Path | None:
 
 @functools.cache
 def _body(path: Path) -> tuple[ast.stmt, ...]:
+    """The statements of a file, whose functions and classes have no docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     return tuple(tree.body)
+
+
+@functools.cache
+def _said(path: Path, name: str) -> tuple[str, frozenset[str]]:
+    """What a definition of a file says, or all of the file, with no traces of where it stands; the names it uses."""
+    nodes = _definitions(path).get(name, []) if name else _body(path)
+    text = "\n".join(map(_bare, nodes))
+    used: set[str] = set()
+    for node in nodes:
+        names = (part for part in ast.walk(node) if isinstance(part, ast.Name))
+        used.update(name.id for name in names)
+    return text, frozenset(used)
 
 
 @functools.cache
@@ -81,28 +95,23 @@ def _defined(node: ast.stmt) -> Iterator[str]:
             yield from (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
 
 
-def _imports(path: Path, within: tuple[str, ...]) -> Iterator[tuple[str, Place]]:
+@functools.cache
+def _imports(path: Path, within: tuple[str, ...]) -> tuple[tuple[str, Place], ...]:
     """(the name it has here, where it is defined) of what a file imports from the modules that count."""
+    found = []
     for statement in _body(path):
         for node in ast.walk(statement):
             if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(within):
-                for alias in node.names:
-                    inner = f"{node.module}.{alias.name}"
-                    place = (node.module, alias.name) if _file(inner) is None else (inner, "")
-                    yield alias.asname or alias.name, place
+                found += [(alias.asname or alias.name, _place(node.module, alias.name)) for alias in node.names]
+    return tuple(found)
+
+
+def _place(module: str, name: str) -> Place:
+    inner = f"{module}.{name}"
+    return (module, name) if _file(inner) is None else (inner, "")
 
 
 def _bare(node: ast.stmt) -> str:
-    """A statement without docstrings, and with no traces of where it stands."""
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-        return ""
-    without = _WithoutDocstrings().visit(ast.parse(ast.unparse(node)))
-    return ast.unparse(without)
-
-
-class _WithoutDocstrings(ast.NodeTransformer):
-    def visit(self, node: ast.AST) -> ast.AST:
-        self.generic_visit(node)
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-        return node
+    """A statement's text; none of a lone constant, which a module's docstring is."""
+    alone = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return "" if alone else ast.unparse(node)

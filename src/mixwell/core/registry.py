@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib
 import itertools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mixwell.core.errors import MixwellError, shown, suggest
 from mixwell.rooms import holding_methods
 
 ROOT = Path(__file__).parents[1]
+_HEADER = re.compile(r"^@method\(.*?^(?:class|def) \w+", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,13 @@ def _read(path: Path, name: str) -> Entry | None:
     source = path.read_text(encoding="utf-8")
     if "@method(" not in source:
         return None  # parsing costs more than looking
+    header = _HEADER.search(source)  # and parsing all of a file more than parsing this part of it
+    above = source.count("\n", 0, header.start()) if header else 0
     try:
-        tree = ast.parse(source)
+        tree = ast.parse(f"{header[0]}(): ..." if header else source)
     except SyntaxError as error:
-        raise MixwellError(f"{path}, line {error.lineno}: {error.msg}; @method must stand directly above a class or a "
+        line = above + (error.lineno or 1)
+        raise MixwellError(f"{path}, line {line}: {error.msg}; @method must stand directly above a class or a "
                            "function.") from error
     for node in tree.body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and (mark := _mark(node)) is not None:
@@ -123,6 +128,7 @@ def family(prefix: str) -> tuple[Entry, ...]:
     return tuple(entry for entry in known if entry.name.startswith(start))
 
 
+@functools.cache  # models of many layers ask for the same again and again
 def find(name: str, within: str = "") -> Entry:
     """Look a method up by its full name, or by a short one inside the family `within`.
 

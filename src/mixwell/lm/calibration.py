@@ -183,5 +183,5 @@ def random_calibration(arch: Mapping[str, Any], rows: int, length: int, generato
                        models: Callable[[str], Checkpoint] | None = None) -> TextCalibration:
     """Random tokens of `DOMAINS` domains, where only shapes and costs count."""
     tokens_NS = torch.randint(0, arch["vocab_size"], (rows, length), generator=generator)
-    labels_N = torch.arange(rows) % DOMAINS
+    labels_N = torch.arange(DOMAINS).repeat(rows)[:rows]
     return TextCalibration(tokens_NS, labels_N, DOMAINS, models)

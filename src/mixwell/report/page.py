@@ -7,6 +7,7 @@ of the page. All text passes through Jinja2's autoescape; only the fragments of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,16 @@ def build(run: str | Path, out: str | Path) -> Path:
 
 def render(template: str, **context: Any) -> str:
     """Render a template of this folder; autoescape is on, an undefined name raises `jinja2.UndefinedError`."""
+    page = _environment().get_template(template)
+    return page.render(**context)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """It keeps the templates that it compiled, which takes longer than to fill one in."""
     loader = jinja2.PackageLoader("mixwell.report", "templates")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(**context)
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)
 
 
 def contents(run: RunRecord) -> dict[str, Any]:

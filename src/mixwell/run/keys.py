@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -26,6 +27,7 @@ from mixwell.run import facts
 from mixwell.run.stages import KINDS, Kind, Stage
 
 Names = frozenset[str]  # of methods
+_QUOTED = re.compile(r"""["'](?=([\w.]+)["'])""")  # words between quotation marks, each of which may begin another
 
 
 def stage_keys(stages: Sequence[Stage], threads: int) -> dict[str, str]:
@@ -54,6 +56,7 @@ def _outside(stage: Stage) -> str:
         raise MixwellError(f"{stage.id}: cannot read {error.filename}: {error.strerror}.") from error
 
 
+@functools.cache
 def _method_names() -> Names:
     """All words that may name a method: full names and their last parts."""
     full = {entry.name for entry in registry.entries()}
@@ -101,9 +104,12 @@ def _files(room: str) -> tuple[Path, ...]:
 
 @functools.cache
 def _literals(path: Path) -> Names:
-    """Every text constant of a source file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    """The text constants of a source file; none where no quoted word in it names a method, which is seen sooner."""
+    text = path.read_text(encoding="utf-8")
+    quoted = _QUOTED.findall(text)
+    if _method_names().isdisjoint(quoted):
+        return frozenset()
+    constants = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     return frozenset(value for value in constants if isinstance(value, str))
 
 

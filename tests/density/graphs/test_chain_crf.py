@@ -1,5 +1,6 @@
 """Sums over paths against enumeration, gradients against differences, and fits against logistic regression."""
 
+import functools
 import itertools
 import math
 
@@ -94,7 +95,11 @@ def chain(n, length, rng, stay=0.9):
 
 
 TRAIN, TEST = chain(40, 10, np.random.default_rng(1)), chain(40, 10, np.random.default_rng(2))
-MODEL = ChainCRF().fit(*TRAIN)
+
+
+@functools.cache
+def learned():
+    return ChainCRF().fit(*TRAIN)
 
 
 def test_rows_apart_make_logistic_regression():
@@ -110,13 +115,13 @@ def test_rows_apart_make_logistic_regression():
 def test_neighbours_help_and_paths_are_more_probable_than_rows_one_by_one():
     x, y, lengths = TEST
     alone = LogisticRegression().fit(*TRAIN[:2]).score(x, y)
-    assert MODEL.score(x, y, lengths=lengths) > alone + 0.03
+    assert learned().score(x, y, lengths=lengths) > alone + 0.03
     rows = ChainCRF(decode="row").fit(*TRAIN).predict(x, lengths)
-    np.testing.assert_array_equal(rows, MODEL.classes_[MODEL.predict_proba(x, lengths).argmax(1)])
-    path = MODEL.predict(x, lengths)
+    np.testing.assert_array_equal(rows, learned().classes_[learned().predict_proba(x, lengths).argmax(1)])
+    path = learned().predict(x, lengths)
     assert (rows != path).any()
-    assert (MODEL.log_likelihood(x, path, lengths) >= MODEL.log_likelihood(x, rows, lengths) - 1e-12).all()
-    assert MODEL.score(x, y, np.r_[1.0, np.zeros(len(y) - 1)], lengths) == float(path[0] == y[0])
+    assert (learned().log_likelihood(x, path, lengths) >= learned().log_likelihood(x, rows, lengths) - 1e-12).all()
+    assert learned().score(x, y, np.r_[1.0, np.zeros(len(y) - 1)], lengths) == float(path[0] == y[0])
 
 
 def test_the_optimum_has_no_slope_and_sgd_comes_near():
@@ -159,9 +164,9 @@ def test_refuses():
     with pytest.raises(ValueError, match="y holds one class"):
         ChainCRF().fit(X, np.zeros(8))
     with pytest.raises(ValueError, match="label 'maybe' was not seen"):
-        MODEL.log_likelihood(TEST[0], ["maybe"] * len(TEST[1]), TEST[2])
+        learned().log_likelihood(TEST[0], ["maybe"] * len(TEST[1]), TEST[2])
     for wrong in (TEST[1][:-1], np.r_[TEST[1], TEST[1][:1]]):
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
-            MODEL.log_likelihood(TEST[0], wrong, TEST[2])
+            learned().log_likelihood(TEST[0], wrong, TEST[2])
     with pytest.warns(ConvergenceWarning, match="did not converge"):
         ChainCRF(max_iter=1).fit(*TRAIN)

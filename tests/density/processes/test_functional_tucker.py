@@ -1,5 +1,6 @@
 """Smoother against dense Gaussian processes, moments against loops, and fits against what made the entries."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -109,36 +110,41 @@ def entries_of(rng, n, noise=0.03):
 
 
 X, Y, _ = entries_of(np.random.default_rng(1), 150)
-MODEL = FunctionalTucker(rank=2, length=(0.5, 0.6), max_iter=25, n_init=1, random_state=0).fit(X, Y)
+
+
+@functools.cache
+def learned():
+    return FunctionalTucker(rank=2, length=(0.5, 0.6), max_iter=25, n_init=1, random_state=0).fit(X, Y)
 
 
 def test_indexes_never_seen_are_predicted_and_the_noise_is_found():
     x, _, clean = entries_of(np.random.default_rng(2), 100)
-    mean, std = MODEL.predict(x, return_std=True)
+    mean, std = learned().predict(x, return_std=True)
     assert np.sqrt(np.mean((mean - clean) ** 2)) < 0.1 * clean.std()
-    assert 0.03 < MODEL.noise_std_ < 0.12 and MODEL.core_.shape == (2, 2)
+    assert 0.03 < learned().noise_std_ < 0.12 and learned().core_.shape == (2, 2)
     assert np.mean(np.abs(mean - clean) < 3 * std) > 0.7
-    assert np.diff(MODEL.lower_bounds_).min() > -1e-9
+    assert np.diff(learned().lower_bounds_).min() > -1e-9
 
 
 def test_deviations_are_those_of_draws_from_the_posterior():
     rng, place = np.random.default_rng(3), X[:1] + 0.01
-    core = MODEL._state.core
+    core = learned()._state.core
     cov = core.second_PP - np.outer(core.mean_P, core.mean_P)
     w = rng.multivariate_normal(core.mean_P, cov, 20_000).reshape(-1, 2, 2)
-    mean, spread = zip(*(MODEL.functions(k, place[:, k]) for k in range(2)))
+    mean, spread = zip(*(learned().functions(k, place[:, k]) for k in range(2)))
     u, v = (rng.multivariate_normal(m[0], c[0], 20_000) for m, c in zip(mean, spread))
-    drawn = MODEL.mean_ + MODEL.scale_ * np.einsum("nab,na,nb->n", w, u, v)
-    found, std = MODEL.predict(place, return_std=True)
+    drawn = learned().mean_ + learned().scale_ * np.einsum("nab,na,nb->n", w, u, v)
+    found, std = learned().predict(place, return_std=True)
     assert found[0] == pytest.approx(drawn.mean(), abs=5 * drawn.std() / 141)
     assert std[0] == pytest.approx(drawn.std(), rel=0.05)
 
 
 def test_far_outside_nothing_is_known_but_the_mean():
-    mean, std = MODEL.predict([[50.0, -40.0]], return_std=True)
-    assert mean[0] == pytest.approx(MODEL.mean_, abs=1e-6) and std[0] > Y.std() / 3
-    again, _ = MODEL.functions(0, MODEL._state.modes[0].place_U)
-    np.testing.assert_allclose(again, MODEL._state.modes[0].mean_UR, atol=1e-8)  # new places change nothing at old ones
+    mean, std = learned().predict([[50.0, -40.0]], return_std=True)
+    assert mean[0] == pytest.approx(learned().mean_, abs=1e-6) and std[0] > Y.std() / 3
+    again, _ = learned().functions(0, learned()._state.modes[0].place_U)
+    before = learned()._state.modes[0].mean_UR
+    np.testing.assert_allclose(again, before, atol=1e-8)  # new places change nothing at old ones
 
 
 def test_options():

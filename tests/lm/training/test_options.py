@@ -15,9 +15,15 @@ from mixwell.lm.training import loop
 from mixwell.lm.training.loop import TrainConfig, train
 from mixwell.lm.training.sampler import Batch, Sampler
 from tests.contracts._tools import cases, example
-from tests.lm.tiny import DENSE, MOE, tiny_config, tiny_data, tiny_model
+from tests.lm import tiny
+from tests.lm.tiny import DENSE, MOE, tiny_data, tiny_model
 
 PLAIN = {**MOE, "balance": {}}  # without losses whose statistics are a micro-batch's own
+
+
+def tiny_config(**options):
+    """Without states saved on the way, which nothing here asks for."""
+    return tiny.tiny_config(**{"save_every": 0} | options)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +34,17 @@ def data(tmp_path_factory):
 @pytest.mark.parametrize(("budget", "steps"), [({"steps": 3}, 3), ({"epochs": 1}, None), ({"epochs": 0.5}, None)])
 def test_steps_and_epochs_are_budgets(data, tmp_path, budget, steps):
     windows = sum((data.count(domain, "train") - 1) // 8 for domain in data.domains)
-    expected = steps or int(budget["epochs"] * windows) // 4
-    result = train(tiny_model(), data, tiny_config(**{"tokens": None} | budget), tmp_path)
-    assert result.tokens == expected * 32
+    expected = steps or int(budget["epochs"] * windows) // 16
+    result = train(tiny_model(), data, tiny_config(**{"tokens": None, "batch_size": 16} | budget), tmp_path)
+    assert result.tokens == expected * 128
     assert result.metrics[-1]["step"] == expected
 
 
 def test_an_epoch_is_of_the_domains_that_are_read(data, tmp_path):
-    config = tiny_config(tokens=None, epochs=2)
+    config = tiny_config(tokens=None, epochs=2, batch_size=16)
     result = train(tiny_model(), data, config, tmp_path, weights={"words": 1.0})
     windows = (data.count("words", "train") - 1) // 8
-    assert result.tokens == 2 * windows // 4 * 32 == result.ledger["words"]
+    assert result.tokens == 2 * windows // 16 * 128 == result.ledger["words"]
 
 
 def grads_after(model, data, config, folder, monkeypatch, batch=None):

@@ -44,8 +44,8 @@ def chosen(task: Tuned, name: str, option: str, values: tuple[float, ...]) -> fl
         net = merged(name, task, **{option: value})
         moved = between(task.base, net, scale)
         nets.append(moved)
-    net = best_of(nets, task.splits)
-    return mean_accuracy(net, task.splits, "test")
+    best = best_of(nets, task.splits)
+    return mean_accuracy(best, task.splits, "test")
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -41,8 +41,8 @@ def chosen(task: Tuned, name: str, share: str, options: dict[str, float]) -> flo
         net = merged(name, task, **{share: part}, **options)
         moved = between(task.base, net, scale)
         nets.append(moved)
-    net = best_of(nets, task.splits)
-    return mean_accuracy(net, task.splits, "test")
+    best = best_of(nets, task.splits)
+    return mean_accuracy(best, task.splits, "test")
 
 
 def trial(bench: Bench, seed: int) -> dict[str, float]:

@@ -376,4 +376,5 @@ def expert_sum(into: Any, into_place: Any, into_step: Any, out: Any, out_place: 
 
 def target() -> str:
     """What the loops are compiled for, where the environment names another processor than the one at hand."""
-    return f"{config.CPU_NAME} {config.CPU_FEATURES}"
+    named: Any = config
+    return f"{named.CPU_NAME} {named.CPU_FEATURES}"

@@ -54,6 +54,11 @@ floats, ints = Floats(), Ints()
 address, integer, number = types.int64, types.int32, types.float32
 
 
+def instruction(function: Callable[..., Code]) -> Any:
+    """A function that compiled loops may call, written by what `function` gives for the types of its arguments."""
+    return intrinsic(function)
+
+
 def _same(value: int) -> Any:
     """An integer in every lane."""
     return ir.Constant(_INTS, [value] * LANES)
@@ -109,7 +114,7 @@ def _storing(align: int) -> Writer:
     return write
 
 
-@intrinsic
+@instruction
 def zeros(context: Any) -> Code:
     """Sixteen zeros."""
 
@@ -119,19 +124,19 @@ def zeros(context: Any) -> Code:
     return floats(), write
 
 
-@intrinsic
+@instruction
 def load(context: Any, place: Any) -> Code:
     """Sixteen float32."""
     return floats(address), _reading(_FLOATS, 4)
 
 
-@intrinsic
+@instruction
 def store(context: Any, place: Any, values: Any) -> Code:
     """Writes sixteen float32."""
     return types.void(address, floats), _storing(4)
 
 
-@intrinsic
+@instruction
 def store_bfloat16(context: Any, place: Any, values: Any) -> Code:
     """Writes sixteen numbers rounded to bfloat16, ties to even."""
 
@@ -149,7 +154,7 @@ def store_bfloat16(context: Any, place: Any, values: Any) -> Code:
     return types.void(address, floats), write
 
 
-@intrinsic
+@instruction
 def numbers(context: Any, place: Any) -> Code:
     """Sixteen bytes as float32."""
 
@@ -160,7 +165,7 @@ def numbers(context: Any, place: Any) -> Code:
     return floats(address), write
 
 
-@intrinsic
+@instruction
 def low_numbers(context: Any, place: Any) -> Code:
     """The low four bits of sixteen bytes as float32."""
 
@@ -172,7 +177,7 @@ def low_numbers(context: Any, place: Any) -> Code:
     return floats(address), write
 
 
-@intrinsic
+@instruction
 def high_numbers(context: Any, place: Any) -> Code:
     """The high four bits of sixteen bytes as float32."""
 
@@ -184,7 +189,7 @@ def high_numbers(context: Any, place: Any) -> Code:
     return floats(address), write
 
 
-@intrinsic
+@instruction
 def fields(context: Any, place: Any, shift: Any, mask: Any) -> Code:
     """(byte >> shift) & mask of sixteen bytes."""
 
@@ -198,7 +203,7 @@ def fields(context: Any, place: Any, shift: Any, mask: Any) -> Code:
     return ints(address, integer, integer), write
 
 
-@intrinsic
+@instruction
 def joined(context: Any, low: Any, high: Any, shift: Any) -> Code:
     """low | high << shift."""
 
@@ -211,7 +216,7 @@ def joined(context: Any, low: Any, high: Any, shift: Any) -> Code:
     return ints(ints, ints, integer), write
 
 
-@intrinsic
+@instruction
 def above(context: Any, values: Any, middle: Any) -> Code:
     """values - middle, as float32."""
 
@@ -224,7 +229,7 @@ def above(context: Any, values: Any, middle: Any) -> Code:
     return floats(ints, integer), write
 
 
-@intrinsic
+@instruction
 def looked_up(context: Any, table: Any, indices: Any) -> Code:
     """The float32 at each index of a table."""
 
@@ -243,7 +248,7 @@ def looked_up(context: Any, table: Any, indices: Any) -> Code:
     return floats(address, ints), write
 
 
-@intrinsic
+@instruction
 def fma(context: Any, a: Any, b: Any, c: Any) -> Code:
     """a b + c, rounded once."""
 
@@ -254,7 +259,7 @@ def fma(context: Any, a: Any, b: Any, c: Any) -> Code:
     return floats(floats, floats, floats), write
 
 
-@intrinsic
+@instruction
 def added(context: Any, a: Any, b: Any) -> Code:
     """a + b."""
 
@@ -265,7 +270,7 @@ def added(context: Any, a: Any, b: Any) -> Code:
     return floats(floats, floats), write
 
 
-@intrinsic
+@instruction
 def scaled(context: Any, values: Any, factor: Any) -> Code:
     """values times one factor."""
 
@@ -277,7 +282,7 @@ def scaled(context: Any, values: Any, factor: Any) -> Code:
     return floats(floats, number), write
 
 
-@intrinsic
+@instruction
 def spread(context: Any, value: Any) -> Code:
     """A number in every lane."""
 
@@ -287,7 +292,7 @@ def spread(context: Any, value: Any) -> Code:
     return floats(number), write
 
 
-@intrinsic
+@instruction
 def total(context: Any, values: Any) -> Code:
     """The sum of all sixteen."""
 
@@ -298,19 +303,19 @@ def total(context: Any, values: Any) -> Code:
     return number(floats), write
 
 
-@intrinsic
+@instruction
 def float_at(context: Any, place: Any) -> Code:
     """A float32."""
     return number(address), _reading(_FLOAT, 4)
 
 
-@intrinsic
+@instruction
 def integer_at(context: Any, place: Any) -> Code:
     """An int64."""
     return address(address), _reading(_LONG, 8)
 
 
-@intrinsic
+@instruction
 def bfloat16_at(context: Any, place: Any) -> Code:
     """A bfloat16."""
 
@@ -323,7 +328,7 @@ def bfloat16_at(context: Any, place: Any) -> Code:
     return number(address), write
 
 
-@intrinsic
+@instruction
 def power_at(context: Any, place: Any) -> Code:
     """2^(e - 127) of a byte e; 2^-127, which float32 writes without an exponent, for 0."""
 
@@ -338,7 +343,7 @@ def power_at(context: Any, place: Any) -> Code:
     return number(address), write
 
 
-@intrinsic
+@instruction
 def byte_at(context: Any, place: Any) -> Code:
     """A byte as int32."""
 
@@ -349,7 +354,7 @@ def byte_at(context: Any, place: Any) -> Code:
     return integer(address), write
 
 
-@intrinsic
+@instruction
 def put(context: Any, place: Any, value: Any) -> Code:
     """Writes one float32."""
     return types.void(address, number), _storing(4)

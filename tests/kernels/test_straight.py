@@ -1,5 +1,6 @@
 """Products straight from codes are what a loop over numbers says, for every width, part and number of rows."""
 
+import copy
 import itertools
 
 import pytest
@@ -76,6 +77,7 @@ def test_products_are_those_of_the_numbers(generator, monkeypatch, case):
     plain = [straight.dequantised(weight, dtype) for dtype in types]
     monkeypatch.setattr(straight, "loops", lambda: None)
     straight.form_of.cache_clear()
+    weight = coded(weight.codes, parts)
     for dtype, found in zip(types, plain):
         assert straight.dequantised(weight, dtype) is None
         assert torch.equal(found, weight.dequantised(dtype))  # the same bits without numba
@@ -94,6 +96,21 @@ def test_rows_do_not_depend_on_those_beside_them_or_on_threads(generator, monkey
     finally:
         torch.set_num_threads(many)
     torch.testing.assert_close(straight.product(weight, x)[:1], alone)
+
+
+def test_codes_that_moved_are_read_where_they_are(generator):
+    _, parts, weight = drawn(generator, 4)
+    x = torch.randn(1, WIDTH, generator=generator)
+    before = straight.product(weight, x)
+    other = torch.zeros_like(weight.codes)
+    weight.codes.data = other
+    zeros = coded(other, parts).dequantised(torch.float32)
+    after = straight.product(weight, x)
+    again = copy.deepcopy(weight)
+    assert torch.equal(straight.product(again, x), after)
+    assert straight.matrices_of(again)[0].place != straight.matrices_of(weight)[0].place
+    torch.testing.assert_close(after, x @ zeros.T)
+    assert not torch.equal(after, before)
 
 
 def test_columns_in_another_order_and_rounded_inputs(generator):

@@ -60,6 +60,9 @@ class Form(NamedTuple):
     groups: int  # of a row: numbers that share a scale
     each: int  # runs of a group
     run: int  # numbers summed at once, a multiple of LANES
+    half: int  # runs of half a row
+    behind: int  # groups that end in the first half
+    left: int  # runs that the next group has in the second half
     scale: int  # kind of the scales
 
 
@@ -155,47 +158,61 @@ def _middle(form: Any, place: Any, index: Any) -> Any:
 
 
 @inner
-def _factors(form: Any, place: Any, r: Any, sums: Any, held: Any) -> Any:
-    """Writes the scale of each run of a row; returns what is too much where codes are multiplied as they are."""
-    surplus = float32(0)
-    for index in range(r * form.groups, (r + 1) * form.groups):
-        scale = _scale(form, place, index)
-        middle = scale * float32(_middle(form, place, index))
-        for _ in range(form.each):
-            put(held, scale)
-            surplus += middle * float_at(sums)
-            held += 4
-            sums += 4
-    return surplus
+def _start(form: Any, place: Any, index: Any, sums: Any) -> Any:
+    """Where sixteen sums over a run begin, so that what is taken off its codes need not be taken off each."""
+    middle = float32(_middle(form, place, index))
+    return spread(middle * float_at(sums))
 
 
 @inner
-def _bytes_sum(form: Any, row: Any, x: Any, held: Any) -> Any:
-    """The product of a row of whole bytes, as they are, each run by its scale."""
+def _bytes_sum(form: Any, place: Any, r: Any, row: Any, x: Any, sums: Any) -> Any:
+    """The product of a row of whole bytes; `sums`: see `_run_sums`."""
+    index = r * form.groups
+    left = form.each
     whole = zeros()
     for start in range(0, form.width, form.run):
-        sums = zeros()
+        part = _start(form, place, index, sums)
         for j in range(start, start + form.run, LANES):
-            sums = fma(numbers(row + j), load(x + 4 * j), sums)
-        whole = fma(sums, spread(float_at(held)), whole)
-        held += 4
+            part = fma(numbers(row + j), load(x + 4 * j), part)
+        scale = _scale(form, place, index)
+        whole = fma(part, spread(scale), whole)
+        sums += 4
+        left -= 1
+        if not left:
+            index += 1
+            left = form.each
     return total(whole)
 
 
 @inner
-def _nibbles_sum(form: Any, row: Any, x: Any, held: Any) -> Any:
+def _nibbles_sum(form: Any, place: Any, r: Any, row: Any, x: Any, sums: Any) -> Any:
     """The same of half bytes: the first half of the row lies in the low ones, the second in the high ones."""
-    half = form.width // 2
-    behind = 2 * form.groups * form.each
+    first = r * form.groups
+    second = first + form.behind
+    left, right = form.each, form.left
+    upper = x + 4 * form.values
+    behind = sums + 4 * form.half
     whole = zeros()
-    for start in range(0, half, form.run):
-        low, high = zeros(), zeros()
+    for start in range(0, form.values, form.run):
+        low = _start(form, place, first, sums)
+        high = _start(form, place, second, behind)
         for j in range(start, start + form.run, LANES):
             low = fma(low_numbers(row + j), load(x + 4 * j), low)
-            high = fma(high_numbers(row + j), load(x + 4 * (half + j)), high)
-        whole = fma(low, spread(float_at(held)), whole)
-        whole = fma(high, spread(float_at(held + behind)), whole)
-        held += 4
+            high = fma(high_numbers(row + j), load(upper + 4 * j), high)
+        scale = _scale(form, place, first)
+        whole = fma(low, spread(scale), whole)
+        scale = _scale(form, place, second)
+        whole = fma(high, spread(scale), whole)
+        sums += 4
+        behind += 4
+        left -= 1
+        if not left:
+            first += 1
+            left = form.each
+        right -= 1
+        if not right:
+            second += 1
+            right = form.each
     return total(whole)
 
 
@@ -243,12 +260,12 @@ def row_numbers(form: Any, place: Any, start: Any, stop: Any, into: Any, half: A
 
 @inner
 def _run_sums(form: Any, x: Any, sums: Any) -> None:
-    """Writes the sum of each run of x."""
+    """Writes the sum of each run of x, its sign turned and shared out among sixteen."""
     for start in range(0, form.width, form.run):
         whole = zeros()
         for j in range(start, start + form.run, LANES):
             whole = added(whole, load(x + 4 * j))
-        put(sums, total(whole))
+        put(sums, total(whole) / float32(-LANES))
         sums += 4
 
 
@@ -259,9 +276,8 @@ def row_sums(form: Any, place: Any, start: Any, stop: Any, x: Any, y: Any, held:
     `held` [I] is written over.
     """
     direct = not place.table and (form.bits == 8 or form.bits == 4)
-    sums = held + 4 * form.groups * form.each
     if direct:
-        _run_sums(form, x, sums)
+        _run_sums(form, x, held)
     for number in range(start, stop):
         r = _row(place, number)
         row = place.codes + number * form.bytes
@@ -269,11 +285,11 @@ def row_sums(form: Any, place: Any, start: Any, stop: Any, x: Any, y: Any, held:
             _row_numbers(form, place, r, row, held, False)
             put(y + 4 * r, _sum_of_one(held, x, form.width))
             continue
-        surplus = _factors(form, place, r, sums, held)
         if form.bits == 8:
-            put(y + 4 * r, _bytes_sum(form, row, x, held) - surplus)
+            found = _bytes_sum(form, place, r, row, x, held)
         else:
-            put(y + 4 * r, _nibbles_sum(form, row, x, held) - surplus)
+            found = _nibbles_sum(form, place, r, row, x, held)
+        put(y + 4 * r, found)
 
 
 @inner

@@ -13,10 +13,10 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from mixwell.kernels.probe import ROWS, WIDTHS, fastest
 TYPES = (torch.float32, torch.bfloat16)  # of inputs that are served
 SCALES = (torch.float32, torch.bfloat16, torch.uint8)  # in the order of the loops' kinds
 LONGEST_RUN = 64
+Coded = Any  # a `codes.CodedWeight`
+Rows = Any  # rows of it that have the same bits, a `codes.Block`
 ROW_CLASSES = 5  # classes of rows in which products straight from codes are tried
 A_PART = 1 << 19  # numbers of a weight that are worth waking a thread for
 
@@ -49,30 +51,6 @@ def compiled() -> ModuleType:
     return found
 
 
-class Rows(Protocol):
-    """Rows of a matrix that have the same bits: `codes.Block`."""
-
-    planes: Any  # widths of the planes of a code
-    rows: Tensor | None
-    start: int
-    stop: int
-
-
-class Coded(Protocol):
-    """What is read of a coded weight: `codes.CodedWeight`."""
-
-    codes: Any
-    blocks: Any
-    shape: Any
-    scale: Any
-    zero: Any
-    table: Any
-    codebooks: Any
-    order: Any
-    input_bits: Any
-    block_bits: Any
-
-
 class Step(NamedTuple):
     """Bytes from one matrix of a stack to the next, part by part."""
 
@@ -87,7 +65,7 @@ class Matrix(NamedTuple):
 
     form: Any  # loops.Form
     place: Any  # loops.Place
-    count: int  # rows
+    rows: int
     held: tuple[Tensor | None, ...]  # what the place points to
 
 
@@ -104,8 +82,10 @@ def form_of(planes: tuple[int, ...], width: int, groups: int, scale: torch.dtype
     first, second, third = (*planes, 0, 0)[:3]
     bytes_each = width * bits // 8
     kind = SCALES.index(scale)
-    return compiled().Form(bits, first, second, third, sections, width, values, bytes_each, groups, group // run, run,
-                         kind)
+    each, half = group // run, width // run // 2
+    behind, begun = divmod(half, each)
+    return compiled().Form(bits, first, second, third, sections, width, values, bytes_each, groups, each, run, half,
+                           behind, each - begun, kind)
 
 
 def matrix_of(weight: Coded, block: Rows) -> Matrix | None:
@@ -127,6 +107,33 @@ def matrix_of(weight: Coded, block: Rows) -> Matrix | None:
     return Matrix(form, place, count, parts)
 
 
+class _Known:
+    """What was found of a weight whose codes lay at an address; copies and pickles of it know nothing."""
+
+    def __init__(self, place: int = -1, value: Any = None) -> None:
+        self.place, self.value = place, value
+
+    def __reduce__(self) -> tuple[type[_Known], tuple[()]]:
+        return _Known, ()
+
+
+def _once(find: Callable[[Coded], Any]) -> Callable[[Coded], Any]:
+    """What is found of a weight, found once for as long as its codes lie where they lay."""
+    name = f"read_{find.__name__}"
+
+    @functools.wraps(find)
+    def found(weight: Coded) -> Any:
+        held = weight.__dict__
+        place = weight.codes.data_ptr()
+        known = held.get(name)
+        if known is None or known.place != place:
+            held[name] = known = _Known(place, find(weight))
+        return known.value
+
+    return found
+
+
+@_once
 def matrices_of(weight: Coded) -> list[Matrix] | None:
     """All rows of a coded weight [O, I]; None where the loops do not read all of them."""
     (blocks,) = weight.blocks
@@ -175,6 +182,9 @@ def multiplied(matrices: list[Matrix], x_ND: Tensor, outputs: int) -> Tensor:
 def _shared(matrix: Matrix, parts: int, *given: int) -> None:
     """A product with its coded rows shared out among threads, which hold no lock meanwhile."""
     form, place, count, _ = matrix
+    if parts == 1:
+        compiled().products(form, place, 0, count, *given)
+        return
     *rest, held = given
     bounds = [count * part // parts for part in range(parts + 1)]
     jobs = []
@@ -193,6 +203,7 @@ def _pool(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(physical_cores())
 
 
+@_once
 def stack_of(weight: Coded) -> tuple[Matrix, Step] | None:
     """A stack [E, O, I] all of whose rows have the same bits; None where the loops do not read it."""
     first = weight.blocks[0]

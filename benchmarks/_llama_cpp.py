@@ -1,8 +1,8 @@
 """llama.cpp's own figures for GGUF files: run by a Python that has xllamacpp, since ours need not.
 
 Reads JSON from standard input: {"files": {name: path}, "threads": n, "repeats": n, "prompt": n, "short": n, "new": n,
-"vocabulary": n}. Writes {name: {"decode": tokens a second, "prefill": tokens a second}}, the best of the repeats, as the
-server itself times them.
+"vocabulary": n}. Writes {name: {"decode": tokens a second, "prefill": tokens a second}}, the best of the repeats, as
+the server itself times them.
 """
 
 import json

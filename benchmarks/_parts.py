@@ -107,7 +107,8 @@ def kind() -> str:
     return torch.backends.cpu.get_cpu_capability().lower() + ("-bf16" if rates().bf16_pays else "")
 
 
-LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "NUMBA_CPU_NAME",
+          "NUMBA_CPU_FEATURES")
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -192,7 +192,7 @@ def _shared(matrix: Matrix, parts: int, *given: int) -> None:
     _together(jobs)
 
 
-def _together(jobs: list[Callable[[], object]]) -> None:
+def _together(jobs: Sequence[Callable[[], object]]) -> None:
     """All jobs, each in a thread of its own; the loops hold no lock meanwhile."""
     first, *others = jobs
     waiting = [_pool(os.getpid()).submit(job) for job in others]

@@ -161,7 +161,7 @@ def through(x, into, out):
 
 
 @pytest.mark.parametrize("options", [{}, {"bits": 8}, {"zero": True}, {"bits": 2}, {"table": True}], ids=str)
-def test_one_token_through_its_experts(generator, options):
+def test_one_token_through_its_experts(generator, monkeypatch, options):
     (gate_up, into), (down, out) = stacks(generator, **options)
     x = torch.randn(1, WIDTH, generator=generator)
     weights = torch.tensor([[0.7, 0.2, 0.1]])
@@ -170,6 +170,21 @@ def test_one_token_through_its_experts(generator, options):
         assert straight.expert_sum(x, weights, [2, -1, 0], gate_up, down) is not None
         y = one_token_mlp(x, weights, [2, -1, 0], gate_up, down)
     torch.testing.assert_close(y[0].double(), want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(straight, "A_PART", 100)
+    shared = straight.expert_sum(x, weights, [2, -1, 0], gate_up, down)
+    torch.testing.assert_close(shared, y)
+
+
+def test_what_lies_beyond_a_weight_is_refused(generator):
+    (gate_up, _), (down, _) = stacks(generator)
+    x, weights = torch.randn(1, WIDTH, generator=generator), torch.ones(1, 1)
+    with pytest.raises(ValueError, match="expert 3 of 3; expected numbers below"):
+        straight.expert_sum(x, weights, [3], gate_up, down)
+    with pytest.raises(ValueError, match="rows of 64 for a weight of 128 inputs"):
+        straight.expert_sum(x[:, :64], weights, [0], gate_up, down)
+    with pytest.raises(ValueError, match="rows of 64 for a weight of 128 inputs"):
+        gate_up[0].linear(x[:, :64])
 
 
 def test_experts_without_rows_and_with_many(generator):

@@ -13,7 +13,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -163,6 +163,7 @@ def product(weight: Coded, x_ND: Tensor) -> Tensor | None:
     rows = x_ND.shape[0]
     if x_ND.dtype not in TYPES or not x_ND.is_cpu or not rows or rows > most_rows(x_ND.dtype):
         return None
+    _check_width(x_ND, weight)
     matrices = matrices_of(weight)
     return None if matrices is None else multiplied(matrices, x_ND, weight.shape[0])
 
@@ -180,19 +181,22 @@ def multiplied(matrices: list[Matrix], x_ND: Tensor, outputs: int) -> Tensor:
 
 
 def _shared(matrix: Matrix, parts: int, *given: int) -> None:
-    """A product with its coded rows shared out among threads, which hold no lock meanwhile."""
+    """A product with its coded rows shared out among threads."""
     form, place, count, _ = matrix
-    if parts == 1:
-        compiled().products(form, place, 0, count, *given)
-        return
     *rest, held = given
     bounds = [count * part // parts for part in range(parts + 1)]
     jobs = []
     for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
         own = held + 4 * part * form.width
         jobs.append(functools.partial(compiled().products, form, place, start, stop, *rest, own))
-    waiting = [_pool(os.getpid()).submit(job) for job in jobs[1:]]
-    jobs[0]()
+    _together(jobs)
+
+
+def _together(jobs: Sequence[Callable[[], object]]) -> None:
+    """All jobs, each in a thread of its own; the loops hold no lock meanwhile."""
+    first, *others = jobs
+    waiting = [_pool(os.getpid()).submit(job) for job in others]
+    first()
     for job in waiting:
         job.result()
 
@@ -222,28 +226,52 @@ def stack_of(weight: Coded) -> tuple[Matrix, Step] | None:
 
 def expert_sum(x_1D: Tensor, weights_1K: Tensor, experts: list[int], gate_up: Coded, down: Coded,
                ) -> Tensor | None:
-    """One token through the SwiGLU experts named, -1 being none, and their weighted sum [1, D], in one call.
+    """One token through the SwiGLU experts named, -1 being none, and their weighted sum [1, D]; None: not served.
 
-    None where the loops do not serve.
+    Raises ValueError where an expert or the width is none of the stacks'.
     """
-    if x_1D.dtype not in TYPES or not most_rows(x_1D.dtype) or torch.get_num_threads() > 1:
+    if x_1D.dtype not in TYPES or not most_rows(x_1D.dtype):
         return None
     into, out = stack_of(gate_up), stack_of(down)
     if into is None or out is None:
         return None
-    outputs, hidden = down.shape[1:]
+    count, outputs, hidden = down.shape
+    _check_width(x_1D, gate_up)
+    if max(experts) >= count:
+        raise ValueError(f"expert {max(experts)} of {count}; expected numbers below")
+    numbers = 3 * len(experts) * outputs * hidden
+    parts = min(torch.get_num_threads(), len(experts), max(1, numbers // A_PART))
     x = x_1D.float().contiguous()
     weights = weights_1K.float().contiguous()
     indices = torch.tensor(experts)
-    y = x.new_empty(1, outputs)
+    y = x.new_empty(parts, outputs)
     longest = max(x.shape[1], hidden)
-    held = x.new_empty(2 * hidden + outputs + longest)
-    behind = held[2 * hidden + outputs :]
-    (into_matrix, into_step), (out_matrix, out_step) = into, out
-    compiled().expert_sum(into_matrix.form, into_matrix.place, into_step,
-                       out_matrix.form, out_matrix.place, out_step, indices.data_ptr(), weights.data_ptr(),
-                       len(experts), x.data_ptr(), y.data_ptr(), outputs, held.data_ptr(), behind.data_ptr())
-    return y.to(x_1D.dtype)
+    held = x.new_empty(parts, 2 * hidden + outputs + longest)
+    bounds = [len(experts) * part // parts for part in range(parts + 1)]
+    jobs = []
+    for part, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        chosen = indices[start:].data_ptr(), weights[0, start:].data_ptr(), stop - start
+        own = held[part]
+        behind = own[2 * hidden + outputs :]
+        places = x.data_ptr(), y[part].data_ptr(), outputs, own.data_ptr(), behind.data_ptr()
+        jobs.append(functools.partial(compiled().expert_sum, *_alike(into), *_alike(out), *chosen, *places))
+    _together(jobs)
+    whole = y if parts == 1 else y.sum(0, keepdim=True)
+    return whole.to(x_1D.dtype)
+
+
+def _alike(stack: tuple[Matrix, Step]) -> tuple[Any, Any, Step]:
+    """What the loops are told of a stack."""
+    matrix, step = stack
+    return matrix.form, matrix.place, step
+
+
+def _check_width(x: Tensor, weight: Coded) -> None:
+    """Refuse rows that the loops would read beyond."""
+    given = x.shape[-1]
+    wanted = weight.shape[-1]
+    if given != wanted:
+        raise ValueError(f"rows of {given} for a weight of {wanted} inputs; expected as many")
 
 
 def most_rows(dtype: torch.dtype) -> int:

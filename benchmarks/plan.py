@@ -1,7 +1,8 @@
 """Seconds of a training step over processes of this machine, measured and as `mixwell plan` predicts them.
 
-For each number of processes the machine is measured once (`run.measuring`), then every layout that trains is predicted
-and trained in. The same for bytes sent, which the wires count, and for the memory that a process comes to need.
+The machine is measured before and behind every training (`run.measuring`), and what is planned from both is averaged:
+where the two differ by more than `STEADY` other programs were at work, and the row counts in no error. The same for
+bytes sent, which the wires count, and for the memory that a process comes to need.
 
     python benchmarks/plan.py --save
     python benchmarks/plan.py --save --model dense --processes 2     # a piece; what the file holds of others stays
@@ -47,6 +48,7 @@ from mixwell.run.workload import Step, work_of
 LENGTH, VOCABULARY = 128, 2048
 SIZES = (2, 4)
 STEPS = 12
+STEADY = 0.15  # share by which two predictions may differ, made before and behind a training
 DENSE = {"method": "swiglu", "hidden_dim": 1024}
 MIXTURE = {"method": "moe", "num_experts": 8, "hidden_dim": 512, "router": {"method": "top_k", "k": 2}}
 MODELS = {"dense": DENSE, "mixture": MIXTURE}
@@ -127,13 +129,17 @@ def measured(spread: Spread, arch: dict[str, Any], data: Path) -> dict[str, floa
 def rows_of(name: str, size: int, data: Path) -> list[dict[str, Any]]:
     """Each layout in which a model trains over so many processes, as planned and as measured."""
     step = step_of(MODELS[name], size)
-    cluster = measure(size, step)
+    before = measure(size, step)
     rows = []
     for spread in [one for one in layouts(step.work, size) if one.trains]:
-        told = estimate(step.work, spread, cluster)
         found = measured(spread, step.arch, data)
+        behind = measure(size, step)
+        told, then = (estimate(step.work, spread, cluster) for cluster in (before, behind))
+        before = behind
+        seconds = sorted((told.seconds, then.seconds))
         row = {"model": name, "processes": size, "layout": spread.words(),
-               "predicted_s": told.seconds, "measured_s": found["seconds"],
+               "predicted_s": statistics.fmean(seconds), "measured_s": found["seconds"],
+               "steady": seconds[1] / seconds[0] - 1 <= STEADY,
                "predicted_memory": told.memory_bytes, "measured_memory": found["memory"]}
         if not spread.sharded:  # torch sends for shards, past the wires that count
             row |= {"predicted_sent": told.sent, "measured_sent": found["sent"]}
@@ -141,8 +147,9 @@ def rows_of(name: str, size: int, data: Path) -> list[dict[str, Any]]:
         row |= {f"{what}_error": row[f"predicted_{what}"] / row[f"measured_{what}"] - 1 for what in kinds}
         rows.append(row)
         errors = ", ".join(f"{what} {row[f'{what}_error']:+.0%}" for what in kinds)
-        print(f"{name:8s} {row['layout']:16s} predicted {1e3 * told.seconds:6.0f} ms, measured "
-              f"{1e3 * found['seconds']:6.0f} ms; {errors}; {found['memory'] / 1e6:.0f} MB", flush=True)
+        print(f"{name:8s} {row['layout']:16s} predicted {1e3 * row['predicted_s']:6.0f} ms, measured "
+              f"{1e3 * found['seconds']:6.0f} ms; {errors}; {found['memory'] / 1e6:.0f} MB"
+              f"{'' if row['steady'] else '; disturbed'}", flush=True)
     return rows
 
 
@@ -165,10 +172,10 @@ def main() -> None:
         text(data)
         for name, size in itertools.product(asked.model, asked.processes):
             rows += rows_of(name, size, data)
-            worst = max(abs(row["s_error"]) for row in [*others(name, size), *rows])
-            print(f"largest error of seconds: {worst:.0%}")
-            kept = [row for row in others(name, size) if row not in rows]
-            save("plan", asked, {"steps": STEPS, "rows": [*kept, *rows], "largest_error_of_seconds": worst})
+            all_rows = [*(row for row in others(name, size) if row not in rows), *rows]
+            worst = max((abs(row["s_error"]) for row in all_rows if row["steady"]), default=None)
+            print("no row was measured in peace" if worst is None else f"largest error of seconds: {worst:.0%}")
+            save("plan", asked, {"steps": STEPS, "rows": all_rows, "largest_error_of_seconds": worst})
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def offload(found: Found) -> list[str]:
 
 def load() -> list[str]:
     """What memory does under many clients."""
-    lines = ["**Memory under load**: clients of eleven kinds, most of whom misbehave, at a server of a tiny model; its "
+    lines = ["**Memory under load**: clients of twelve kinds, most of whom misbehave, at a server of a tiny model; its "
              "resident memory in MiB, medians of thirds of the run. No fault was found: no answer without the key, "
              "every stream complete, all blocks free at the end.", "",
              "| clients | minutes | requests | at the start | first third | second | last |", "|---" * 7 + "|"]

@@ -259,11 +259,13 @@ def test_the_answers_are_there_as_data(tmp_path):
 def test_the_command_makes_the_same_fit_again(tmp_path):
     asked = {"table": "my data.csv", "columns": {"a b": "count"}, "only": ["a b", "c"], "against": "g", "weights": "w",
              "form": Form(decimal=",", missing=("-999", "."), header=False, skip_rows=2), "components": [2, 3, 4],
-             "family": "full", "criterion": "icl", "starts": 4, "folds": 5, "seed": 7}
+             "family": "full", "criterion": "icl", "starts": 4, "folds": 5, "seed": 7, "search_rows": None}
     words = shlex.split(command(asked))
     assert words == ["mixwell", "fit", "my data.csv", "--components", "2-4", "--column", "a b=count", "--columns",
                      "a b,c", "--against", "g", "--weights", "w", "--decimal", ",", "--header", "no", "--skip-rows",
-                     "2", "--missing=-999,.", "--family", "full", "--criterion", "icl", "--seed", "7"]
+                     "2", "--missing=-999,.", "--family", "full", "--criterion", "icl", "--seed", "7",
+                     "--search-rows", "all"]
+    assert "search_rows=None" in snippet(asked)
     assert "components=range(2, 5)" in snippet(asked) and "form=tables.Form(decimal=','" in snippet(asked)
     compile(snippet(asked), "snippet", "exec")
     assert command({**asked, "table": ""}) == "" and "tables.fit(TABLE, " in snippet({**asked, "table": ""})

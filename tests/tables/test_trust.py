@@ -87,10 +87,29 @@ def test_many_columns_are_found_in_their_file_and_too_many_refused(tmp_path):
     wide.columns = [f"a_very_long_name_{i:0100d}" for i in range(800)]
     wide.to_csv(tmp_path / "wide.csv", index=False)
     pd.testing.assert_frame_equal(read(tmp_path / "wide.csv").frame, wide)
-    names = [f"g{i}" for i in range(10_000)]
-    (tmp_path / "wider.csv").write_text(",".join(names) + "\n" + ",".join(["1.5"] * 10_000))
-    with pytest.raises(MixwellError, match="has 10000 columns; at most 2500 are read from text"):
-        read(tmp_path / "wider.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "feather", "jsonl", "xlsx"])
+def test_too_many_columns_are_refused_in_one_line_before_values_are_read(tmp_path, monkeypatch, ending):
+    if ending == "xlsx":
+        pytest.importorskip("openpyxl")
+    wide = pd.DataFrame(np.full((1, 2501), 1.5), columns=[f"g{i}" for i in range(2501)])
+    path = tmp_path / f"wide.{ending}"
+    writers = {"csv": lambda: wide.to_csv(path, index=False), "parquet": lambda: wide.to_parquet(path),
+               "feather": lambda: wide.to_feather(path), "xlsx": lambda: wide.to_excel(path, index=False),
+               "jsonl": lambda: wide.to_json(path, orient="records", lines=True)}
+    writers[ending]()
+    for reader in ("read_csv", "read_parquet", "read_feather", "read_json"):
+        monkeypatch.setattr(pd, reader, None)
+    with pytest.raises(MixwellError, match=f"wide.{ending} has 2501 columns; at most 2500 are read from a file. Save"):
+        read(path)
+
+
+def test_a_first_line_hides_no_columns(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixwell.tables.reading.MOST_COLUMNS", 2)
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": 2, "b": 3, "c": 4}\n')
+    with pytest.raises(MixwellError, match="has 3 columns; at most 2"):
+        read(tmp_path / "t.jsonl")
 
 
 def test_covariances_that_do_not_fit_in_memory_are_refused_with_their_size(monkeypatch):

@@ -27,7 +27,7 @@ from mixwell.tables.columns import encode, in_one_scale
 from mixwell.tables.missing import Form
 from mixwell.tables.model import FILE, FittedMixture, load
 from mixwell.tables.preparing import Prepared, default_table, prepare
-from mixwell.tables.search import choose_mixture
+from mixwell.tables.search import SEARCHED, choose_mixture
 
 __all__ = ["FittedMixture", "Form", "default_table", "fit", "load", "predict_file", "prepare"]
 
@@ -38,7 +38,7 @@ WRITING = "write the report; Ctrl-C again ends without it"
 def fit(table: Any = None, *, components: Iterable[int] | None = None, family: str = "auto", criterion: str = "bic",
         columns: Mapping[str, str] | None = None, only: Sequence[str] | None = None, against: str | None = None,
         weights: str | None = None, form: Form | None = None, starts: int = 4, folds: int = 5, seed: int = 0,
-        out: str | Path | None = None, progress: Progress | None = None,
+        search_rows: int | None = SEARCHED, out: str | Path | None = None, progress: Progress | None = None,
         pool: Executor | None = None) -> FittedMixture:
     """Fit mixtures to a table and keep the best.
 
@@ -50,9 +50,10 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
     criterion: bic, icl, aic or cv (over `folds`). columns: overrules by name how a column is taken (numeric, count,
     category, skip). only: the columns that take part. against: a column that is left out and set against the components
     in the report. weights: a column of weights; whole numbers are frequencies, others survey weights. form: how the
-    file is written, where it is to be told. out: folder for model, labels and report; it appears whole or not at all.
-    progress: called before every fit with fits done, fits in all, and what comes next. pool: where fits are made
-    (`parallel.pools.ray_pool`); without one here, one after the other, to the same numbers.
+    file is written, where it is to be told. search_rows: how many rows, drawn at random, candidates are fitted to; the
+    best is then fitted to all rows; None: all. out: folder for model, labels and report; it appears whole or not at
+    all. progress: called before every fit with fits done, fits in all, and what comes next. pool: where candidates are
+    fitted (`parallel.pools.ray_pool`); without one here, one after the other, to the same numbers.
 
     Ctrl-C ends the search and keeps the best so far (`choice.stopped`); while the folder is written, only the
     second one interrupts. What is wrong with the table raises `MixwellError`, which names column and row.
@@ -61,6 +62,8 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
     components = None if components is None else list(components)
     if criterion not in CRITERIA:
         raise MixwellError(f"unknown criterion {criterion!r}; expected one of {', '.join(CRITERIA)}.")
+    if search_rows is not None and search_rows < 2:
+        raise MixwellError(f"search_rows is {search_rows}; expected at least 2 rows, or None for all of them.")
     if out is not None:
         check_target(out)
     ready = table if isinstance(table, Prepared) else prepare(table, columns, against, only=only, weights=weights,
@@ -69,28 +72,30 @@ def fit(table: Any = None, *, components: Iterable[int] | None = None, family: s
     if set(families) & set(AS_MEASURED):
         ready = replace(ready, columns=in_one_scale(ready.columns))
     x_ND = encode(ready.table, ready.columns)
-    taken_N, each_N = _weighted(ready, len(x_ND))
+    taken_N, each_N = _weighted(ready)
     model, choice = choose_mixture(x_ND[taken_N], ready.columns, components=components, families=families,
                                    criterion=criterion, folds=folds, starts=starts, seed=seed, weights_N=each_N,
-                                   progress=progress, pool=pool)
+                                   search_rows=search_rows, progress=progress, pool=pool)
     total = float(len(x_ND)) if each_N is None else float(each_N.sum())
     words = f"{ready.weights.column}: {ready.weights.note}" if ready.weights else ""
     fitted = FittedMixture(columns=tuple(ready.columns), estimator=model, choice=choice, source=ready.table.name,
                            rows=len(x_ND), seed=seed, total=total, weights=words)
     options = {"components": components, "family": family, "criterion": criterion, "starts": starts, "folds": folds,
-               "seed": seed}
+               "seed": seed, "search_rows": search_rows}
     ready = replace(ready, asked={**ready.asked, **options})
     if out is not None:
         # a search of hours is not lost in the seconds of its report
+        if progress:
+            progress(choice.planned, choice.planned, "write labels and report")
         with postponed(lambda: progress and progress(choice.planned, choice.planned, WRITING)):
             write(fitted, ready, x_ND, out, started=started, seconds=time.perf_counter() - began)
     return fitted
 
 
-def _weighted(ready: Prepared, rows: int) -> tuple[np.ndarray, np.ndarray | None]:
+def _weighted(ready: Prepared) -> tuple[np.ndarray | slice, np.ndarray | None]:
     """Which rows take part, and their weights; a row of weight zero does not."""
     if ready.weights is None:
-        return np.ones(rows, dtype=bool), None
+        return slice(None), None
     taken_N = ready.weights.each_N > 0
     return taken_N, ready.weights.each_N[taken_N]
 

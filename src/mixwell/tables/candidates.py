@@ -65,11 +65,23 @@ class Choice:
     criterion: str
     planned: int  # fits there would have been
     notes: tuple[str, ...] = ()
+    searched: int = 0  # rows, drawn at random, that the candidates were fitted to; 0: all
+    final: Candidate | None = None  # the best one, fitted to all rows after a search on some
+
+    @property
+    def done(self) -> int:
+        """Fits that were made."""
+        return len(self.candidates) + (self.final is not None)
 
     @property
     def stopped(self) -> bool:
         """Whether the search was interrupted."""
-        return len(self.candidates) < self.planned
+        return self.done < self.planned
+
+    @property
+    def taken(self) -> Candidate:
+        """What the criteria say of the model that was kept."""
+        return self.final or self.best
 
     @property
     def usable(self) -> list[Candidate]:

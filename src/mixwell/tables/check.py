@@ -67,7 +67,12 @@ def choice_of(record: Any, n_components: int) -> Choice:
     expect(chosen.n_components == n_components,
            f"the best candidate has {chosen.n_components} components, the model {n_components}")
     others = [_candidate(candidate) for candidate in candidates]
-    return Choice(best=chosen, candidates=tuple(others), criterion=criterion, planned=planned, notes=tuple(notes))
+    searched, final = record.get("searched", 0), record.get("final")  # which folders of older versions lack
+    expect(type(searched) is int and searched >= 0, f"'searched' is {shown(searched)}")
+    last = None if final is None else _candidate(final)
+    expect(last is None or last.n_components == n_components, "'final' has another number of components")
+    return Choice(best=chosen, candidates=tuple(others), criterion=criterion, planned=planned, notes=tuple(notes),
+                  searched=searched, final=last)
 
 
 def _candidate(record: Any) -> Candidate:

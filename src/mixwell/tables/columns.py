@@ -118,8 +118,10 @@ def encode(table: Table, columns: Sequence[Column], *, unknown: str = "error") -
         if name not in known:
             raise MixwellError(f"{table.name} lacks the column {name!r}.{suggest(name, names)} The model was fitted on "
                                f"{', '.join(needed)}.")
-    encoded = [_encode_column(table, column, unknown) for column in columns]
-    return np.stack(encoded, 1)
+    x_ND = np.empty((len(table.frame), len(columns)))
+    for place, column in enumerate(columns):
+        x_ND[:, place] = _encode_column(table, column, unknown)
+    return x_ND
 
 
 def _encode_column(table: Table, column: Column, unknown: str) -> np.ndarray:

@@ -224,10 +224,9 @@ def tail_shares(fitted: FittedMixture, x_ND: np.ndarray) -> tuple[np.ndarray, np
     A row is held against draws that lack the same values, since the density of fewer values is another number. The
     score (standard deviations below the draws' mean log density) orders rows where no draw is less dense.
     """
-    absent_ND = np.isnan(x_ND)
-    patterns, inverse, counts = np.unique(absent_ND, axis=0, return_inverse=True, return_counts=True)
+    patterns, inverse_N, counts = _patterns(np.isnan(x_ND))
     common = np.argsort(-counts, kind="stable")[:MOST_PATTERNS]
-    pattern_N = _nearest(patterns, common)[inverse.ravel()]
+    pattern_N = _nearest(patterns, common)[inverse_N]
     log_N = fitted.log_density(x_ND)
     share_N = np.empty(len(x_ND))
     score_N = np.empty(len(x_ND))
@@ -242,6 +241,17 @@ def tail_shares(fitted: FittedMixture, x_ND: np.ndarray) -> tuple[np.ndarray, np
         spread = max(float(log_S.std()), 1e-12)
         score_N[own] = (log_S.mean() - log_N[own]) / spread
     return share_N, score_N
+
+
+def _patterns(absent_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows that differ, which one each row is, and how often each is there; bits of a row sort as one value."""
+    packed = np.packbits(absent_ND, axis=1)
+    one_a_row = np.dtype((np.void, packed.shape[1]))
+    keys_N = packed.view(one_a_row).ravel()
+    if not absent_ND.any():  # a million equal rows need no sorting
+        return absent_ND[:1], np.zeros(len(keys_N), dtype=int), np.array([len(keys_N)])
+    _, first, inverse_N, counts = np.unique(keys_N, return_index=True, return_inverse=True, return_counts=True)
+    return absent_ND[first], inverse_N, counts
 
 
 def _nearest(patterns: np.ndarray, common: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import csv
 import io
+import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import pandas
 
 SNIFFED, LONGEST, LEAST_LINES = 1 << 16, 1 << 24, 20  # characters and lines of a beginning
-MOST_COLUMNS = 2500  # of text, each of which is looked at
+MOST_COLUMNS = 2500  # of a file, each of which is looked at
 TOTAL = re.compile(r"(grand )?total|sum|summe|gesamt|insgesamt|mean|average|mittelwert|somme|suma|media", re.I)
 
 
@@ -249,9 +250,30 @@ def _typed(source: Source) -> tuple[pandas.DataFrame, tuple[str, ...]]:
     with source.opened() as file:
         data = io.BytesIO(file.read())
     try:
-        return reader(data), ()
+        _refuse_wide(_declared_width(data, source.ending), source.name)
+        data.seek(0)
+        frame = reader(data)
+    except MixwellError:
+        raise
     except Exception as error:  # each reader raises many kinds for what it cannot read
         raise MixwellError(f"{source.name} cannot be read as {what} ({_first_line(error)}).") from error
+    _refuse_wide(frame.shape[1], source.name)  # what a first line did not declare
+    return frame, ()
+
+
+def _declared_width(data: io.BytesIO, ending: str) -> int:
+    """The number of columns that a file says it has, before its values are read."""
+    if ending in PARQUET_ENDINGS:
+        from pyarrow import parquet
+
+        return len(parquet.read_schema(data))
+    if ending in ARROW_ENDINGS:
+        from pyarrow import ipc
+
+        # its first version has another form, and is looked at when it is read
+        return len(ipc.open_file(data).schema) if data.getvalue().startswith(b"ARROW1") else 0
+    first = json.loads(data.readline() or "{}")
+    return len(first) if isinstance(first, dict) else 0
 
 
 def _json_lines(data: io.BytesIO) -> pandas.DataFrame:
@@ -264,10 +286,14 @@ def _excel(source: Source) -> tuple[pandas.DataFrame, tuple[str, ...]]:
     try:
         with source.opened() as file, pandas.ExcelFile(io.BytesIO(file.read())) as book:
             sheets = book.sheet_names
+            head = book.parse(sheets[0], nrows=0)
+            _refuse_wide(head.shape[1], source.name)
             frame = book.parse(sheets[0], keep_default_na=False, na_values=[""])
     except ImportError as error:
         raise MixwellError(f"{source.name} is an Excel workbook, which needs openpyxl: pip install openpyxl, or "
                            "save it as CSV.") from error
+    except MixwellError:
+        raise
     except Exception as error:  # openpyxl raises many kinds for what is no workbook
         raise MixwellError(f"{source.name} cannot be read as an Excel workbook ({_first_line(error)}).") from error
     notes = (f"sheet {sheets[0]!r}, the first of {len(sheets)}",) if len(sheets) > 1 else ()
@@ -283,7 +309,7 @@ def _raw_text(source: Source, form: Form) -> Raw:
         if not head.strip():
             raise MixwellError(f"{source.name} is empty; expected a line of column names and rows under it.")
         dialect = dialect_of(head, form, source.name, whole)
-        _refuse_wide(dialect, source.name)
+        _refuse_wide(len(dialect.names), source.name)
         with source.text(encoding) as file:
             frame = _fields(pandas, file, dialect)
         frame = _without_trailing(frame, dialect, source.name)
@@ -313,11 +339,10 @@ def _head(source: Source, encoding: str) -> tuple[str, bool]:
         return head, not file.read(1)
 
 
-def _refuse_wide(dialect: Dialect, name: str) -> None:
-    count = len(dialect.names)
+def _refuse_wide(count: int, name: str) -> None:
     if count > MOST_COLUMNS:
-        raise MixwellError(f"{name} has {count} columns; at most {MOST_COLUMNS} are read from text. Keep those that "
-                           "matter, or save it as Parquet.")
+        raise MixwellError(f"{name} has {count} columns; at most {MOST_COLUMNS} are read from a file. Save it with "
+                           "those that matter.")
 
 
 def _fields(pandas: Any, file: Any, dialect: Dialect) -> pandas.DataFrame:

@@ -53,7 +53,9 @@ def _choice(found: Choice) -> dict[str, Any]:
         "smaller_is_better": True,
         "at_edge": found.at_edge,
         "stopped": found.stopped,
+        "rows_searched": found.searched,
         "best": _candidate(found.best),
+        "on_all_rows": _candidate(found.final) if found.final else None,
         "candidates": [_candidate(candidate) for candidate in found.candidates]}
 
 

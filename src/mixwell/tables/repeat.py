@@ -10,8 +10,9 @@ from mixwell import __version__
 from mixwell.tables.candidates import CRITERIA
 from mixwell.tables.missing import Form
 from mixwell.tables.model import FittedMixture
+from mixwell.tables.search import SEARCHED
 
-USUAL = {"family": "auto", "criterion": "bic", "starts": 4, "folds": 5, "seed": 0}
+USUAL = {"family": "auto", "criterion": "bic", "starts": 4, "folds": 5, "seed": 0, "search_rows": SEARCHED}
 IN_MEMORY = "TABLE"  # in place of the name of a table that is no file
 FORM_OPTIONS = {"delimiter": "", "decimal": "", "thousands": "", "encoding": "", "header": None, "skip_rows": None}
 
@@ -32,7 +33,8 @@ def command(asked: Mapping[str, Any]) -> str:
     words += _form_words(asked["form"])
     for name, usual in USUAL.items():
         if asked[name] != usual:
-            words += [f"--{name}", str(asked[name])]
+            value = "all" if asked[name] is None else str(asked[name])
+            words += [f"--{name.replace('_', '-')}", value]
     return shlex.join(words)
 
 
@@ -90,13 +92,14 @@ def _said(form: Form) -> str:
 
 def citation(fitted: FittedMixture) -> str:
     """What a paper would say of the fit."""
-    best, found = fitted.choice.best, fitted.choice
+    best, found = fitted.choice.taken, fitted.choice
     score = f"{CRITERIA[found.criterion]} {found.score(best):.2f}"
     sources = {"bic": "Schwarz, 1978", "icl": "Biernacki, Celeux and Govaert, 2000", "aic": "Akaike, 1974",
                "cv": "Smyth, 2000"}
     numbers = sorted({candidate.n_components for candidate in found.candidates})
     tried = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    tried += " tried" + (f" on {found.searched} rows drawn at random" if found.searched else "")
     return (f"A mixture of {best.n_components} components ({best.words}) was fitted by maximum likelihood with the EM "
             f"algorithm (Dempster, Laird and Rubin, 1977) using mixwell {__version__}; its families and the number of "
-            f"components ({tried} tried) were chosen by {score} ({sources[found.criterion]}), log-likelihood "
+            f"components ({tried}) were chosen by {score} ({sources[found.criterion]}), log-likelihood "
             f"{best.log_likelihood:.2f} with {best.n_parameters} free parameters on {fitted.total:.6g} rows.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,65 +15,20 @@ from sklearn.model_selection import KFold
 
 from mixwell.core.errors import MixwellError
 from mixwell.core.machine import memory_bytes
-from mixwell.core.units import counted, si
+from mixwell.core.units import counted, si, whole
 from mixwell.density.mixtures.product import ProductMixture
 from mixwell.parallel.pools import results
 from mixwell.tables.candidates import Candidate, Choice, Progress, blocks_of, counts_of
-from mixwell.tables.columns import Column, used
-from mixwell.tables.kinds import NUMERIC
+from mixwell.tables.columns import Column
+from mixwell.tables.rows import Rows
 
 MOST_PARAMETERS = 0.5  # of the number of values that there are
 TOLERANCE, MOST_STEPS = 1e-5, 1000  # of EM, in nats a row: criteria are to be the papers' to a tenth
 TIED = ("tied", "EEE")
 USUAL = range(1, 9)  # numbers of components that are tried where none are named
+SEARCHED = 50_000  # rows that the search looks at; the choice is then fitted to all of them
+STEPS = 10  # of EM on all rows from one word of progress to the next
 STEP, MOST = 4, 24  # how many more are tried at a time where the largest is the best, and the largest of all
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Encoded rows (N, D), the columns that they come from, and their weights (N,)."""
-
-    x_ND: np.ndarray
-    columns: Sequence[Column]
-    weights_N: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.x_ND)
-
-    @property
-    def each_N(self) -> np.ndarray:
-        """The weight of every row."""
-        if self.weights_N is None:
-            return np.ones(len(self))
-        return self.weights_N
-
-    @property
-    def total(self) -> float:
-        """The number of rows that the weights stand for."""
-        return float(self.each_N.sum())
-
-    @property
-    def values(self) -> float:
-        """The number of values that the weights stand for."""
-        there_N = np.sum(~np.isnan(self.x_ND), 1)
-        return float(there_N @ self.each_N)
-
-    @property
-    def numeric(self) -> int:
-        """The number of numeric columns."""
-        own = used(self.columns)
-        return sum(column.kind == NUMERIC for column in own)
-
-    def part(self, places: np.ndarray) -> Rows:
-        """Some of the rows."""
-        weights_N = None if self.weights_N is None else self.weights_N[places]
-        return Rows(self.x_ND[places], self.columns, weights_N)
-
-    def log_density(self, model: ProductMixture) -> np.ndarray:
-        """Log density of every row (N,), in nats, in the data's own units."""
-        scale_D = np.array([column.scale for column in used(self.columns)])
-        there_ND = ~np.isnan(self.x_ND)
-        return model.score_samples(self.x_ND) - there_ND @ np.log(scale_D)
 
 
 @dataclass(kw_only=True)
@@ -86,6 +42,7 @@ class Search:
     seed: int = 0
     progress: Progress | None = None
     pool: Executor | None = None  # where fits are made; None: here, one after the other
+    later: int = 0  # fits after the search
 
     def __post_init__(self) -> None:
         self.plan: list[Candidate] = []
@@ -99,16 +56,19 @@ class Search:
         asked = self.criterion, self.folds, self.starts, self.seed
         found = results(self.pool, weighed, ahead, self.rows, *asked)
         for candidate in ahead:
-            self._tell(f"{candidate.words}, {counted(candidate.n_components, 'component')}")
+            self.tell(f"{candidate.words}, {counted(candidate.n_components, 'component')}")
             self._judge(*next(found))
 
-    def _tell(self, words: str) -> None:
+    def tell(self, words: str) -> None:
+        """Say what comes next."""
         if self.progress:
-            self.progress(len(self.tried), len(self.plan), words)
+            self.progress(len(self.tried), len(self.plan) + self.later, words)
 
     def done(self) -> None:
         """Say that nothing comes any more."""
-        self._tell("done")
+        if self.progress:
+            fits = len(self.plan) + self.later
+            self.progress(fits, fits, "done")
 
     def _judge(self, candidate: Candidate, model: ProductMixture | None) -> None:
         self.tried.append(candidate)
@@ -136,37 +96,80 @@ class Search:
 
 def choose_mixture(x_ND: np.ndarray, columns: Sequence[Column], *, components: Iterable[int] | None = None,
                    families: Sequence[str], criterion: str = "bic", folds: int = 5, starts: int = 4, seed: int = 0,
-                   weights_N: np.ndarray | None = None, progress: Progress | None = None,
-                   pool: Executor | None = None) -> tuple[ProductMixture, Choice]:
+                   weights_N: np.ndarray | None = None, search_rows: int | None = SEARCHED,
+                   progress: Progress | None = None, pool: Executor | None = None) -> tuple[ProductMixture, Choice]:
     """Fit all candidates to encoded rows (N, D) and keep the best. Ctrl-C ends the search once one is there.
 
-    components: the numbers to try; None: 1 to 8, and more as long as the largest is the best.
+    components: the numbers to try; None: 1 to 8, and more as long as the largest is the best. search_rows: how many
+    rows, drawn at random, the candidates are fitted to before the best is fitted to all of them; None: all.
     """
+    every = Rows(x_ND, columns, weights_N)
+    rows = every.some(search_rows, seed)
     numbers = sorted(set(USUAL if components is None else components))
-    possible = [k for k in numbers if k < len(x_ND)]
+    possible = [k for k in numbers if k < len(rows)]
     if not possible:
-        raise MixwellError(f"{len(x_ND)} rows are too few for {numbers[0]} components; expected fewer components "
+        raise MixwellError(f"{len(rows)} rows are too few for {numbers[0]} components; expected fewer components "
                            "than rows.")
     notes = []
     if possible != numbers:
-        notes.append(f"More than {possible[-1]} components were not tried: there are {len(x_ND)} rows.")
+        notes.append(f"More than {possible[-1]} components were not tried: there are {len(rows)} rows.")
     forms = [(family, counts) for family in families for counts in counts_of(columns)]
-    search = Search(rows=Rows(x_ND, columns, weights_N), criterion=criterion, folds=folds, starts=starts, seed=seed,
-                    progress=progress, pool=pool)
+    search = Search(rows=rows, criterion=criterion, folds=folds, starts=starts, seed=seed, progress=progress, pool=pool,
+                    later=int(rows is not every))
+    final = None
     try:
         search.run(_planned(possible, forms))
         if components is None:
             notes += _extended(search)
+        if rows is not every:
+            final = _on_all(every, search)
         search.done()
     except KeyboardInterrupt:
         if search.best is None:
             raise
+    best, model = _found(search)
+    if rows is not every:
+        notes.append(_of_some(len(rows), len(every), seed, final is not None))
+    choice = Choice(best=best, candidates=tuple(search.tried), criterion=criterion,
+                    planned=len(search.plan) + search.later, notes=tuple(notes),
+                    searched=len(rows) if search.later else 0, final=final)
+    return model, choice
+
+
+def _found(search: Search) -> tuple[Candidate, ProductMixture]:
+    """The best candidate and its model; a `MixwellError` where none could be used."""
     if search.best is None:
         raise MixwellError(f"no candidate could be used; the last: {search.tried[-1].refused}. Try --family diag or "
                            "fewer components.")
-    best, model = search.best
-    return model, Choice(best=best, candidates=tuple(search.tried), criterion=criterion, planned=len(search.plan),
-                         notes=tuple(notes))
+    return search.best
+
+
+def _on_all(every: Rows, search: Search) -> Candidate:
+    """The best candidate of a search on some rows, its model fitted to all of them from where the search left it."""
+    best, model = _found(search)
+    trained = copy.deepcopy(model)
+    trained.set_params(warm_start=True, max_iter=STEPS)
+    trained.lower_bound_ = -math.inf  # that of other rows says nothing
+    for done in range(0, MOST_STEPS, STEPS):
+        search.tell(f"the choice on all {whole(len(every))} rows, {done} steps done")
+        try:
+            _quietly(trained, every)
+        except MixwellError:
+            raise
+        except ValueError as error:  # components collapsed
+            raise MixwellError(f"the choice cannot be fitted to all rows ({error}) Pass --search-rows all.") from error
+        if trained.converged_:
+            break
+    final = _judged(every, best, trained)
+    search.best = best, trained
+    return final
+
+
+def _of_some(rows: int, every: int, seed: int, fitted: bool) -> str:
+    """That a search looked at some rows."""
+    then = "the choice was then fitted to all of them" if fitted else "the fit of the choice to all of them was stopped"
+    return (f"The candidates were fitted to {whole(rows)} of the {whole(every)} rows, drawn at random (seed {seed}); "
+            f"{then}. --search-rows N looks at other numbers of rows, --search-rows all at all.")
 
 
 def _planned(numbers: Iterable[int], forms: Sequence[tuple[str, str]]) -> list[Candidate]:
@@ -203,6 +206,11 @@ def _fitted(rows: Rows, candidate: Candidate, starts: int, seed: int) -> Product
     blocks = blocks_of(rows.columns, candidate.family, candidate.counts)
     model = ProductMixture(candidate.n_components, blocks=blocks, n_init=starts, random_state=seed, tol=TOLERANCE,
                            max_iter=MOST_STEPS)
+    return _quietly(model, rows)
+
+
+def _quietly(model: ProductMixture, rows: Rows) -> ProductMixture:
+    """The model fitted without the warnings of which a report says more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
         warnings.filterwarnings("ignore", message=".*is constant|.*below reg_covar|.*distinct clusters")

@@ -141,9 +141,8 @@ def warning(fitted: FittedMixture) -> str:
     """What a reader must know before the rest."""
     chosen = fitted.choice
     if chosen.stopped:
-        return (f"The search was stopped after {len(chosen.candidates)} of {chosen.planned} fits; this is the best of "
-                "those.")
-    return "" if chosen.best.converged else "The chosen fit did not converge; its numbers would still move a little."
+        return f"The search was stopped after {chosen.done} of {chosen.planned} fits; this is the best of those."
+    return "" if chosen.taken.converged else "The chosen fit did not converge; its numbers would still move a little."
 
 
 def summary(fitted: FittedMixture, described: list[Profile], resp_NK: np.ndarray, share_N: np.ndarray,
@@ -278,9 +277,12 @@ def _sign(found: Choice) -> str:
     formulas = {"bic": "−2 log L + P log N", "aic": "−2 log L + 2 P", "icl": "BIC plus twice the entropy of the labels"}
     formula = formulas[found.criterion]
     own = f"{CRITERIA[found.criterion]} is {formula} (P parameters), in the data's own units: smaller is better."
+    if found.final:
+        value = units.fixed(found.score(found.final), 2)
+        own = f"{own} Those of the table are of {units.whole(found.searched)} rows; of all rows the choice has {value}."
     if found.criterion == "aic":
         return own
-    value = units.fixed(-found.score(found.best), 2)
+    value = units.fixed(-found.score(found.taken), 2)
     return f"{own} mclust writes it with the other sign, larger is better: {value} for the choice."
 
 

@@ -35,6 +35,8 @@ from torch import Tensor
 from mixwell.core.method import method
 from mixwell.density.mixtures._parts import MixtureEstimator
 from mixwell.density.mixtures.categorical import CategoricalMixture
+from mixwell.density.mixtures.em.exported import Graph
+from mixwell.density.mixtures.em.joined import joined
 from mixwell.density.mixtures.em.loop import Family, Params
 from mixwell.density.mixtures.em.product import Product
 from mixwell.density.mixtures.em.rows import ArrayRows, BlockRows, Rows
@@ -203,6 +205,9 @@ class ProductMixture(MixtureEstimator, config=Config):
             own["weights"] = weights_K
             mark_fitted(block)
             block.estimator._publish(family.families[i], own, like)
+
+    def _log_joint_graph(self, graph: Graph) -> str:
+        return joined(graph, self.blocks_, self.weights_)
 
     def _n_parameters(self) -> int:
         shared = (len(self.blocks_) - 1) * (len(self.weights_) - 1)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SHOWN = 40  # columns that the terminal describes
 LONGEST = 24  # letters of a name in it
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
+SEARCHED = typer.Option(metavar="N|all", help="Random rows that the search looks at; the best is then fitted to all.")
 
 
 @one_line(stopped="stopped; the same command begins anew")
@@ -62,8 +63,7 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
         starts: Annotated[int, typer.Option(min=1, help="Starts of every fit; the best is kept.")] = 4,
         folds: Annotated[int, typer.Option(min=2, help="Folds of cv.")] = 5,
         seed: Annotated[int, typer.Option(min=0, help="Seed of starts and samples.")] = 0,
-        search_rows: Annotated[str, typer.Option(metavar="N|all", help="Random rows that the search looks at; the best "
-                                                 "is then fitted to all.")] = "50000",
+        search_rows: Annotated[str, SEARCHED] = "50000",
         predict: Annotated[Path | None, typer.Option(metavar="MODEL_DIR", help="Label the rows of DATA with this "
                                                      "model instead.")] = None,
         unknown: Annotated[str, typer.Option(help="With --predict, what a category that the model does not know is "
@@ -91,15 +91,14 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
     form = parse_form(delimiter, decimal, thousands, encoding, missing, header, skip_rows)
     searched = parse_rows(search_rows)
     if predict is not None:
-        if ray is not None:
-            raise MixwellError("--predict fits nothing; leave --ray out.")
+        _refuse_ray(ray)
         label(console, predict, data, out, unknown, form)
         return
     from mixwell import tables as lab_fit
 
-    kinds = parse_columns(column or [])
     with console.status(f"read {data or 'the wine data'}"):
-        ready = lab_fit.prepare(data, kinds, against, only=_names(columns), weights=weights, form=form)
+        ready = lab_fit.prepare(data, parse_columns(column or []), against, only=_names(columns), weights=weights,
+                                form=form)
     target = out or Path("runs") / ("fit-" + re.sub(r"[^\w.-]+", "-", ready.table.name))
     show_columns(console, ready)
     numbers = None if components is None else parse_components(components)
@@ -110,12 +109,18 @@ def fit(data: Annotated[Path | None, typer.Argument(help="A table: CSV and other
         sys.stdout.write((target / "report.json").read_text(encoding="utf-8"))
     show_result(console, fitted)
     console.print(f"report: {target / 'report.html'}", soft_wrap=True)
-    if fitted.choice.stopped:
-        tell(_stopped(fitted.choice.done, fitted.choice.planned), STOPPED)
+    _tell_stopped(fitted)
 
 
-def _stopped(done: int, planned: int) -> str:
-    return f"stopped after {done} of {planned} fits; the best so far is kept"
+def _refuse_ray(ray: str | None) -> None:
+    if ray is not None:
+        raise MixwellError("--predict fits nothing; leave --ray out.")
+
+
+def _tell_stopped(fitted: FittedMixture) -> None:
+    found = fitted.choice
+    if found.stopped:
+        tell(f"stopped after {found.done} of {found.planned} fits; the best so far is kept", STOPPED)
 
 
 def label(console: Console, model: Path, data: Path | None, out: Path | None, unknown: str, form: Form) -> None:

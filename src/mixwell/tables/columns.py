@@ -38,6 +38,9 @@ from mixwell.tables.reading import Table
 if TYPE_CHECKING:
     import pandas
 
+AT_ONCE = 1 << 16  # rows, so that large tables are not copied
+
+
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One column of a table and what became of it."""
@@ -139,6 +142,17 @@ def _encode_column(table: Table, column: Column, unknown: str) -> np.ndarray:
                            f"standard deviations from the mean of {column.center:g}: no component has it; correct it, "
                            "or leave it empty.")
     return standard_N
+
+
+def log_units(columns: Sequence[Column], x_ND: np.ndarray) -> np.ndarray:
+    """Logarithm (N,) of the units that the values of every row are in: what a density loses in the data's own."""
+    scale_D = np.array([column.scale for column in used(columns)])
+    log_D = np.log(scale_D)
+    found_N = np.empty(len(x_ND))
+    for first in range(0, len(x_ND), AT_ONCE):
+        there_BD = ~np.isnan(x_ND[first : first + AT_ONCE])
+        found_N[first : first + AT_ONCE] = there_BD @ log_D
+    return found_N
 
 
 def decode(column: Column, x_N: np.ndarray) -> np.ndarray:

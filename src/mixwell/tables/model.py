@@ -23,7 +23,7 @@ from mixwell.formats.tensors import SINGLE, open_file, save_tensors
 from mixwell.tables import check
 from mixwell.tables import reading as tables
 from mixwell.tables.candidates import DISCRETE, Candidate, Choice, blocks_of
-from mixwell.tables.columns import Column, decode, encode, used
+from mixwell.tables.columns import Column, decode, encode, log_units, used
 from mixwell.tables.kinds import COUNT, NUMERIC
 from mixwell.tables.missing import Form
 
@@ -72,10 +72,9 @@ class FittedMixture:
 
     def log_density(self, x_ND: np.ndarray) -> np.ndarray:
         """Log density of encoded rows (N,), in nats, in the data's own units."""
-        scale_D = np.array([column.scale for column in self.used])
-        log_N = self.estimator.score_samples(x_ND)
-        there_ND = ~np.isnan(x_ND)
-        return log_N - there_ND @ np.log(scale_D)
+        encoded_N: np.ndarray = self.estimator.score_samples(x_ND)
+        units_N = log_units(self.columns, x_ND)
+        return encoded_N - units_N
 
     def predict(self, table: Any, *, unknown: str = "error", form: Form | None = None) -> pandas.DataFrame:
         """One row for each of the table's: row (from 1), component (from 1), a probability each, log_density.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixwell.density.mixtures.product import ProductMixture
-from mixwell.tables.columns import Column, used
+from mixwell.tables.columns import Column, log_units, used
 from mixwell.tables.kinds import NUMERIC
 
 
@@ -64,6 +64,6 @@ class Rows:
 
     def log_density(self, model: ProductMixture) -> np.ndarray:
         """Log density of every row (N,), in nats, in the data's own units."""
-        scale_D = np.array([column.scale for column in used(self.columns)])
-        there_ND = ~np.isnan(self.x_ND)
-        return model.score_samples(self.x_ND) - there_ND @ np.log(scale_D)
+        encoded_N: np.ndarray = model.score_samples(self.x_ND)
+        units_N = log_units(self.columns, self.x_ND)
+        return encoded_N - units_N

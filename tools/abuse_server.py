@@ -29,13 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from mixwell.core.files import write_json
-from mixwell.core.machine import describe, resident_bytes, threads
+from mixwell.core.machine import describe, threads
 from mixwell.core.rng import generator
 from mixwell.lm.config import ModelConfig
 from mixwell.lm.generation import for_tokenizer
 from mixwell.lm.model import LanguageModel
 from mixwell.lm.template import CHATML
 from mixwell.lm.tokenizer import Tokenizer
+from mixwell.serve.resident import resident_bytes
 
 BODY = {"prompt": "def parse(self, text):", "max_tokens": 12, "ignore_eos": True}
 COMPLETE, CHAT, EMBED = "/v1/completions", "/v1/chat/completions", "/v1/embeddings"

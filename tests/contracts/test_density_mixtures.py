@@ -71,7 +71,7 @@ def test_missing_values_integrate_out(entry):
 
 def test_every_mixture_of_the_family_is_on_the_driver():
     # one pass; expectations of densities; sequences; a mixture with another part; one with a component of its own kind
-    apart = {"incremental", "bayesian", "hidden_markov", "latent_classes", "noise"}
+    apart = {"incremental", "bayesian", "hidden_markov", "latent_classes", "noise", "prior"}
     names = {p.id.rpartition(".")[2] for p in cases("estimator") if p.id.startswith("mixtures.")}
     assert names - {p.id.rpartition(".")[2] for p in cases("estimator", "mixture")} == apart
     assert given(cases("estimator", "mixture")[0].values[0])["estimator"] is not None

@@ -31,7 +31,8 @@ DIRECT = {"write_text": {}, "write_bytes": {"lm/data.py": "in a scratch folder"}
           "copyfile": {"run/stages/train.py": "in a stage's scratch folder",
                        "run/stages/adapt.py": "in a stage's scratch folder"}, "copy": {}, "copy2": {},
           "copytree": {"run/stages/adapt.py": "in a stage's scratch folder"},
-          "move": {}, "savez": {}, "tofile": {}, "touch": {}, "symlink_to": {}, "hardlink_to": {},
+          "move": {}, "savez": {}, "tofile": {"lm/spilled.py": "in a scratch folder"}, "touch": {}, "symlink_to": {},
+          "hardlink_to": {},
           "truncate": {"run/lock.py": "a lock"}, "fdopen": {}, "mkstemp": {}, "link": {}}
 OPENED = {"formats/tensors.py": "in a scratch file", "formats/streams.py": "in a scratch file",
           "lm/data.py": "in a scratch folder", "lm/gguf/writing.py": "in a scratch file",

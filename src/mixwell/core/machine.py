@@ -92,16 +92,6 @@ def describe(num_threads: int) -> dict[str, object]:
             "os": platform.platform(), **versions()}
 
 
-def resident_bytes(process: int | str = "self") -> int | None:
-    """Memory of this process, or of the one of that number, that is resident now, in bytes; None where the system does
-    not tell."""
-    try:
-        _, resident, *_ = Path(f"/proc/{process}/statm").read_text().split()
-    except OSError:
-        return None
-    return int(resident) * os.sysconf("SC_PAGE_SIZE")
-
-
 def reset_peak() -> None:
     """Start a new high-water mark of this process's memory, where the system allows it (Linux does)."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import itertools
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,16 +60,17 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Every method of the catalogue, sorted by name."""
     rooms = sorted(holding_methods())
-    return tuple(itertools.chain.from_iterable(map(_of_room, rooms)))
+    return tuple(entry for room in rooms for entry in _of_room(room))
 
 
 @functools.cache
 def _of_room(room: str) -> tuple[Entry, ...]:
     """Every method of one room: to read the others for it would take longer than some commands."""
-    paths = sorted((ROOT / room).rglob("[!_]*.py"))
-    places = [path.relative_to(ROOT).with_suffix("") for path in paths]
-    found = [_at(".".join(place.parts)) for place in places]
-    return tuple(entry for entry in found if entry is not None)
+    found = []
+    for path in sorted((ROOT / room).rglob("[!_]*.py")):
+        place = path.relative_to(ROOT).with_suffix("")
+        found.append(_at(".".join(place.parts)))
+    return tuple(filter(None, found))
 
 
 @functools.cache
@@ -78,7 +79,7 @@ def _at(name: str) -> Entry | None:
     room, *rest = name.split(".")
     plain = room in holding_methods() and all(map(str.isidentifier, rest))
     path = ROOT.joinpath(room, *rest).with_suffix(".py")
-    return _read(path, name) if plain and path.is_file() else None
+    return _read(path, name) if plain and os.path.isfile(path) else None  # Path's own raises for a name too long
 
 
 def _read(path: Path, name: str) -> Entry | None:
@@ -87,11 +88,10 @@ def _read(path: Path, name: str) -> Entry | None:
     if "@method(" not in source:
         return None  # parsing costs more than looking
     header = _HEADER.search(source)  # and parsing all of a file more than parsing this part of it
-    above = source.count("\n", 0, header.start()) if header else 0
     try:
         tree = ast.parse(f"{header[0]}(): ..." if header else source)
     except SyntaxError as error:
-        line = above + (error.lineno or 1)
+        line = source.count("\n", 0, header.start() if header else 0) + (error.lineno or 1)
         raise MixwellError(f"{path}, line {line}: {error.msg}; @method must stand directly above a class or a "
                            "function.") from error
     for node in tree.body:

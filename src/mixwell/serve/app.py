@@ -19,13 +19,13 @@ from starlette.exceptions import HTTPException
 
 from mixwell import __version__
 from mixwell.core.errors import MixwellError, on_one_line
-from mixwell.core.machine import resident_bytes
 from mixwell.lm.model import LanguageModel
 from mixwell.serve.answers import ChatReply, CompletionReply, Reply
 from mixwell.serve.asking import Prompt, check_text
 from mixwell.serve.guard import Guard, Rules, error_body
 from mixwell.serve.page import add_page
 from mixwell.serve.request import Event, Options, Row
+from mixwell.serve.resident import resident_bytes
 from mixwell.serve.responses import ResponseReply, ResponseRequest, as_chat
 from mixwell.serve.schemas import (
     MOST_TEXTS,

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Change(Protocol):
@@ -92,8 +93,22 @@ class AdaptedWeight:
         done = []
         for expert, y in enumerate(y_NM.split(sizes)):
             change, own = changes[expert], self.own[expert]
-            done.append(change.after(parts[expert], y, own))
+            done.append(_after(change, parts[expert], y, own))
         return torch.cat(done)
+
+
+def _after(change: Change, x_ND: Tensor, y_NM: Tensor, own: Any) -> Tensor:
+    """What an expert's change makes of its rows.
+
+    Products in bfloat16 are compiled for their number of rows, which is another at each step: rows of zeros make it a
+    power of two, so that a few are compiled and used again.
+    """
+    rows = len(x_ND)
+    if not rows or not x_ND.is_cpu or x_ND.dtype != torch.bfloat16:
+        return change.after(x_ND, y_NM, own)
+    missing = (1 << (rows - 1).bit_length()) - rows
+    whole_x, whole_y = (F.pad(part, (0, 0, 0, missing)) for part in (x_ND, y_NM))
+    return change.after(whole_x, whole_y, own)[:rows]
 
 
 def bare(weight: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Changes around experts' products: few numbers of rows are met in bfloat16, whatever comes, and no result is another."""
+"""Changes around experts' products: in bfloat16 few numbers of rows are met, whatever comes; results stay the same."""
 
 import pytest
 import torch

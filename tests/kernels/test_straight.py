@@ -1,6 +1,7 @@
 """Products straight from codes are what a loop over numbers says, for every width, part and number of rows."""
 
 import copy
+import dataclasses
 import itertools
 
 import pytest
@@ -226,3 +227,24 @@ def test_how_many_rows_pay_is_measured(monkeypatch):
     found = straight.measure_rows()
     assert found == {"torch.float32": 3, "torch.bfloat16": 0}
     assert asked[0] == ["plain", "straight"]
+
+
+def test_a_stack_whose_last_expert_begins_with_rows_as_long_as_the_others_is_no_stack_of_one_kind(generator):
+    """Half as many rows of twice the bits fill the same bytes; what follows them is other rows."""
+    bits = torch.full((2, 128), 2, dtype=torch.uint8)
+    bits[1, :64], bits[1, 64:] = 4, 8
+    codes = torch.randint(0, 4, (2, 128, WIDTH), generator=generator, dtype=torch.uint8)
+    mixed = coded(joined_codes(codes, bits), {"bits": bits, "scale": torch.rand(2, 128, 2, generator=generator)})
+    assert mixed.blocks[0][0].stop == mixed.blocks[1][0].stop - mixed.blocks[1][0].start
+    assert straight.stack_of(mixed) is None
+
+
+def test_parts_that_are_too_small_are_not_read(generator):
+    codes, parts, _ = drawn(generator, 4, zero=True)
+    few = {"table": torch.ones(15), "zero": parts["zero"][:-1], "scale": parts["scale"][:-1]}
+    for name, part in few.items():
+        weight = coded(joined_codes(codes, parts["bits"]), parts | {name: part})
+        assert straight.matrices_of(weight) is None, name
+    whole = coded(joined_codes(codes, parts["bits"]), parts)
+    short = dataclasses.replace(whole, codes=whole.codes[:-1])
+    assert straight.matrices_of(whole) is not None and straight.matrices_of(short) is None

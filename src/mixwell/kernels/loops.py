@@ -165,6 +165,14 @@ def _start(form: Any, place: Any, index: Any, sums: Any) -> Any:
 
 
 @inner
+def _next(form: Any, index: Any, left: Any) -> Any:
+    """The group of the next run, and how many runs of it are left."""
+    if left > 1:
+        return index, left - 1
+    return index + 1, form.each
+
+
+@inner
 def _bytes_sum(form: Any, place: Any, r: Any, row: Any, x: Any, sums: Any) -> Any:
     """The product of a row of whole bytes; `sums`: see `_run_sums`."""
     index = r * form.groups
@@ -177,10 +185,7 @@ def _bytes_sum(form: Any, place: Any, r: Any, row: Any, x: Any, sums: Any) -> An
         scale = _scale(form, place, index)
         whole = fma(part, spread(scale), whole)
         sums += 4
-        left -= 1
-        if not left:
-            index += 1
-            left = form.each
+        index, left = _next(form, index, left)
     return total(whole)
 
 
@@ -205,14 +210,8 @@ def _nibbles_sum(form: Any, place: Any, r: Any, row: Any, x: Any, sums: Any) -> 
         whole = fma(high, spread(scale), whole)
         sums += 4
         behind += 4
-        left -= 1
-        if not left:
-            first += 1
-            left = form.each
-        right -= 1
-        if not right:
-            second += 1
-            right = form.each
+        first, left = _next(form, first, left)
+        second, right = _next(form, second, right)
     return total(whole)
 
 
@@ -242,10 +241,7 @@ def _row_numbers(form: Any, place: Any, r: Any, row: Any, into: Any, half: Any) 
                 found = above(fields(codes + j, shift, mask), middle) if simple else _numbers(
                     form, place, planes, j, middle)
                 _write(into, j, scaled(found, scale), half)
-            left -= 1
-            if not left:
-                index += 1
-                left = form.each
+            index, left = _next(form, index, left)
         into += (2 if half else 4) * values
 
 

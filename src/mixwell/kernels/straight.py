@@ -96,7 +96,7 @@ def matrix_of(weight: Coded, block: Rows) -> Matrix | None:
         return None
     *_, outputs, width = weight.shape
     form = form_of(block.planes, width, scale.shape[-1], scale.dtype)
-    if form is None:
+    if form is None or not _fits(weight, block):
         return None
     table = None if weight.table is None else weight.table.float().contiguous()
     zero = None if weight.zero is None else weight.zero.contiguous()
@@ -105,6 +105,17 @@ def matrix_of(weight: Coded, block: Rows) -> Matrix | None:
     place = compiled().Place(codes.data_ptr() + block.start, *addresses)
     count = outputs if block.rows is None else len(block.rows)
     return Matrix(form, place, count, parts)
+
+
+def _fits(weight: Coded, block: Rows) -> bool:
+    """Whether all that the loops would read of a weight's parts is there: they look at no bounds."""
+    scale, zero, table = weight.scale, weight.zero, weight.table
+    if block.stop > weight.codes.numel() or scale.shape[:-1] != weight.shape[:-1]:
+        return False
+    if zero is not None and zero.shape != scale.shape:
+        return False
+    words = 1 << block.bits
+    return table is None or table.shape[-1] >= words
 
 
 class _Known:
@@ -149,9 +160,13 @@ def matrices_of(weight: Coded) -> list[Matrix] | None:
 def dequantised(weight: Coded, dtype: torch.dtype) -> Tensor | None:
     """A coded weight [O, I] as a plain tensor, its columns as they are stored; None where nothing here serves."""
     matrices = matrices_of(weight) if dtype in TYPES else None
-    if matrices is None:
-        return None
-    whole = torch.empty(weight.shape, dtype=dtype)
+    return None if matrices is None else made_plain(matrices, weight.shape[0], dtype)
+
+
+def made_plain(matrices: list[Matrix], outputs: int, dtype: torch.dtype) -> Tensor:
+    """The rows of a matrix [O, I] as numbers."""
+    width = matrices[0].form.width
+    whole = torch.empty(outputs, width, dtype=dtype)
     half = dtype == torch.bfloat16
     for form, place, count, _ in matrices:
         compiled().row_numbers(form, place, 0, count, whole.data_ptr(), half)
@@ -211,17 +226,15 @@ def _pool(process: int) -> ThreadPoolExecutor:
 def stack_of(weight: Coded) -> tuple[Matrix, Step] | None:
     """A stack [E, O, I] all of whose rows have the same bits; None where the loops do not read it."""
     first = weight.blocks[0]
-    if len(first) > 1 or weight.order is not None or weight.input_bits or weight.block_bits is not None:
-        return None
-    each = first[0].stop
-    if any(own[0].start != e * each or own[0].stop != (e + 1) * each for e, own in enumerate(weight.blocks)):
+    alike = all(len(own) == 1 and own[0].bits == first[0].bits for own in weight.blocks)
+    if not alike or weight.order is not None or weight.input_bits or weight.block_bits is not None:
         return None
     matrix = matrix_of(weight, first[0])
     if matrix is None:
         return None
     scale, zero, table, _ = matrix.held
     strides = [0 if part is None else part[0].numel() * part.element_size() for part in (scale, zero, table)]
-    return matrix, Step(each, *strides)
+    return matrix, Step(first[0].stop, *strides)
 
 
 def expert_sum(x_1D: Tensor, weights_1K: Tensor, experts: list[int], gate_up: Coded, down: Coded,
@@ -309,7 +322,7 @@ def _rows_of(dtype: torch.dtype, matrices: list[Matrix], outputs: int, inputs: i
     most = 0
     for rows, above in itertools.pairwise(ROWS[: ROW_CLASSES + 1]):
         x = torch.ones(rows, inputs, dtype=dtype)
-        calls = {"plain": functools.partial(_made_plain, matrices, x, outputs),
+        calls = {"plain": functools.partial(_by_plain, matrices, x, outputs),
                  "straight": functools.partial(multiplied, matrices, x, outputs)}
         if fastest(calls) == "plain":
             break
@@ -317,9 +330,6 @@ def _rows_of(dtype: torch.dtype, matrices: list[Matrix], outputs: int, inputs: i
     return most
 
 
-def _made_plain(matrices: list[Matrix], x_ND: Tensor, outputs: int) -> Tensor:
-    form, place, count, _ = matrices[0]
-    whole = x_ND.new_empty(outputs, form.width)
-    half = x_ND.dtype == torch.bfloat16
-    compiled().row_numbers(form, place, 0, count, whole.data_ptr(), half)
+def _by_plain(matrices: list[Matrix], x_ND: Tensor, outputs: int) -> Tensor:
+    whole = made_plain(matrices, outputs, x_ND.dtype)
     return torch.mm(x_ND, whole.t())

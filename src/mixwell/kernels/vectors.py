@@ -154,39 +154,41 @@ def store_bfloat16(context: Any, place: Any, values: Any) -> Code:
     return types.void(address, floats), write
 
 
-@instruction
-def numbers(context: Any, place: Any) -> Code:
-    """Sixteen bytes as float32."""
+def _of_bytes(change: Callable[[Any, Any], Any]) -> Writer:
+    """What writes that sixteen bytes are read as float32, `change`d as int32 on the way."""
 
     def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         wide = _wide(builder, given[0])
-        return builder.sitofp(wide, _FLOATS)
+        changed = change(builder, wide)
+        return builder.sitofp(changed, _FLOATS)
 
-    return floats(address), write
+    return write
+
+
+@instruction
+def numbers(context: Any, place: Any) -> Code:
+    """Sixteen bytes as float32."""
+    return floats(address), _of_bytes(lambda builder, wide: wide)
 
 
 @instruction
 def low_numbers(context: Any, place: Any) -> Code:
     """The low four bits of sixteen bytes as float32."""
 
-    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        wide = _wide(builder, given[0])
-        low = builder.and_(wide, _same(15))
-        return builder.sitofp(low, _FLOATS)
+    def low(builder: Any, wide: Any) -> Any:
+        return builder.and_(wide, _same(15))
 
-    return floats(address), write
+    return floats(address), _of_bytes(low)
 
 
 @instruction
 def high_numbers(context: Any, place: Any) -> Code:
     """The high four bits of sixteen bytes as float32."""
 
-    def write(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        wide = _wide(builder, given[0])
-        high = builder.lshr(wide, _same(4))
-        return builder.sitofp(high, _FLOATS)
+    def high(builder: Any, wide: Any) -> Any:
+        return builder.lshr(wide, _same(4))
 
-    return floats(address), write
+    return floats(address), _of_bytes(high)
 
 
 @instruction

@@ -245,8 +245,9 @@ def run(made: Plan, observer: Observer | None = None, search: Search | None = No
             waiting = [trial for trial in made.trials if trial.state == WAITING]
             if pool is not None:
                 _spread(waiting, done, names, started, pool)
-            for trial in waiting if pool is None else ():
-                _attempt(trial, done, names, started)
+            else:
+                for trial in waiting:
+                    _attempt(trial, done, names, started)
         finally:  # Ctrl-C leaves a report of what is there
             _write(made, started, time.perf_counter() - clock, searched)
             page = report.build(made.out)

@@ -31,7 +31,7 @@ class Branching:
         self.counted = max(self.counted, len(ids) - length)
         left = longest - said - 1
         if left <= 0:
-            return Tree([], [])
+            return nothing()
         again = self.lookup.draft(ids, said, longest)
         others = self.grams.best(ids[-1], self.branches)
         branches = [branch[:left] for branch in (again, *others) if branch]
@@ -39,6 +39,11 @@ class Branching:
 
     def learn(self, predicted: Sequence[int], accepted: int) -> None:
         """Take in a pass; the row itself is all that is looked at."""
+
+
+def nothing() -> Tree:
+    """No guesses."""
+    return Tree([], [])
 
 
 def chain(guesses: Sequence[int]) -> Tree:

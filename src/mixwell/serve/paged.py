@@ -20,7 +20,7 @@ from mixwell.core.routing import Routing
 from mixwell.kernels.cache import Attend
 from mixwell.lm.cache import Cache
 from mixwell.lm.network import Network
-from mixwell.serve.branching import depths, path_to, paths
+from mixwell.serve.branching import depths, nothing, path_to, paths
 from mixwell.serve.store import Plain, Rounded, bytes_of
 from mixwell.serve.tree_drafts import Tree
 
@@ -38,7 +38,7 @@ class Piece:
     felt: bool = False  # whether what the head is given is wanted of those asked, in the place of logits
     prompt: int = 0  # ids of its row's prompt
     answer: int = 0  # and of its answer at most
-    drafts: Tree = field(default_factory=lambda: Tree([], []))  # guesses, the last of the ids
+    drafts: Tree = field(default_factory=nothing)  # guesses, the last of the ids
 
     @property
     def end(self) -> int:

@@ -129,6 +129,7 @@ class ResponseReply(ChatReply):
     """An answer as a response: items, in the order in which they came."""
 
     object, prefix = "response", "resp"
+
     def __init__(self, model: str, spelling: Spelling, prompt: Prompt, row: Row, calls: Sequence[Calls],
                  asked: ResponseRequest) -> None:
         super().__init__(model, spelling, [prompt], [row], False, calls)

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from mixwell.serve.blocks import BlockPool, block_names
-from mixwell.serve.branching import chain, depths, first_nodes, no_deeper
+from mixwell.serve.branching import chain, depths, first_nodes, no_deeper, nothing
 from mixwell.serve.kept import Keep
 from mixwell.serve.ordering import Order
 from mixwell.serve.request import Row
@@ -23,7 +23,7 @@ class Turn:
 
     row: Row
     count: int
-    drafts: Tree = field(default_factory=lambda: Tree([], []))  # guesses of what follows, read beside
+    drafts: Tree = field(default_factory=nothing)  # guesses of what follows, read beside
 
 
 class Scheduler:
@@ -80,7 +80,7 @@ class Scheduler:
     def _drafts(self, row: Row, most: int) -> Tree:
         """Guesses of what a row says next, `most` at most, for which it has blocks."""
         if most <= 0 or row.drafter is None or not row.said:
-            return Tree([], [])
+            return nothing()
         found = row.drafter.draft(row.ids, len(row.said), row.options.max_tokens)
         tree = found if isinstance(found, Tree) else chain(found)
         guesses = first_nodes(tree, most)

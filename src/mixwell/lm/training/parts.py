@@ -6,7 +6,6 @@ header; any number of processes, one among them, reads whole tensors back. Nothi
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,8 +53,7 @@ def digests(folder: Path) -> dict[str, str]:
     """The digest of each file, once it is on the disk."""
     found = {}
     for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        disk.sync_file(path)
         found[path.name] = digest_file(path)
     return found
 

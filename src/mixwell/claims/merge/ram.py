@@ -9,15 +9,13 @@ gain. Against it: an accuracy that is no higher. Adam on labels stands in for re
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
-from mixwell.claims.merge._digits import Tensors, Tuned, best_of, mean_accuracy, merged, turned_tasks
-from mixwell.claims.merge._moved import between
+from mixwell.claims.merge._digits import Tensors, turned_tasks
+from mixwell.claims.merge._moved import chosen
 
 KEPT = 0.2  # of each tensor's entries
 SCALES = (0.5, 0.75, 1.0, 1.5)
@@ -37,22 +35,11 @@ def sparse(net: Tensors, base: Tensors) -> dict[str, Tensor]:
     return found
 
 
-def chosen(task: Tuned, name: str, option: str, values: tuple[float, ...]) -> float:
-    """Test accuracy with the option and the scale that are best on validation rows."""
-    nets = []
-    for value, scale in itertools.product(values, SCALES):
-        net = merged(name, task, **{option: value})
-        moved = between(task.base, net, scale)
-        nets.append(moved)
-    best = best_of(nets, task.splits)
-    return mean_accuracy(best, task.splits, "test")
-
-
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Accuracies of the method with a gain, of TIES, and of the method without one."""
     whole = turned_tasks(seed)
     task = whole._replace(models=[sparse(model, whole.base) for model in whole.models])
-    reinforced = chosen(task, "ramplus_tl", "r", GAINS)
-    trimmed = chosen(task, "ties", "density", DENSITIES)
-    plain = chosen(task, "ram", "epsilon", (1e-5,))
+    reinforced = chosen(task, "ramplus_tl", "r", GAINS, SCALES)
+    trimmed = chosen(task, "ties", "density", DENSITIES, SCALES)
+    plain = chosen(task, "ram", "epsilon", (1e-5,), SCALES)
     return {"method": reinforced, "baseline": trimmed, "no gain": plain}

@@ -9,15 +9,13 @@ higher than that of TIES.
 
 from __future__ import annotations
 
-import itertools
-
 from mixwell.claims.bench import Bench
 from mixwell.claims.claim import Claim
 from mixwell.claims.merge._digits import Tuned, best_of, digits, fresh, mean_accuracy, merged, tuned
-from mixwell.claims.merge._moved import between
+from mixwell.claims.merge._moved import chosen
 
 SHARES, SCALES = (0.1, 0.3, 0.6, 1.0), (0.5, 1.0, 1.5, 2.0)
-FLOOR = {"floor": 1e-20}  # the published 1e-6 lets all of such small nets weigh the same
+FLOOR = 1e-20  # the published 1e-6 lets all of such small nets weigh the same
 STEPS = (30, 60, 90, 120)
 CLAIM = Claim("Selected, weighed and erased changes merge tasks better than trimmed signs.",
               "mean accuracy over four tasks", lower_is_better=False)
@@ -34,22 +32,11 @@ def drifted(seed: int) -> Tuned:
     return Tuned(splits, base, models)
 
 
-def chosen(task: Tuned, name: str, share: str, options: dict[str, float]) -> float:
-    """Test accuracy with the share and the scale that are best on validation rows."""
-    nets = []
-    for part, scale in itertools.product(SHARES, SCALES):
-        net = merged(name, task, **{share: part}, **options)
-        moved = between(task.base, net, scale)
-        nets.append(moved)
-    best = best_of(nets, task.splits)
-    return mean_accuracy(best, task.splits, "test")
-
-
 def trial(bench: Bench, seed: int) -> dict[str, float]:
     """Accuracies of SCE, TIES and task arithmetic."""
     task = drifted(seed)
-    selected = chosen(task, "sce", "select_topk", FLOOR)
-    trimmed = chosen(task, "ties", "density", {})
+    selected = chosen(task, "sce", "select_topk", SHARES, SCALES, floor=FLOOR)
+    trimmed = chosen(task, "ties", "density", SHARES, SCALES)
     nets = [merged("task_arithmetic", task, scale=scale / 4) for scale in SCALES]
     added = best_of(nets, task.splits)
     plain = mean_accuracy(added, task.splits, "test")

@@ -167,8 +167,9 @@ def _start(form: Any, place: Any, index: Any, sums: Any) -> Any:
 @inner
 def _next(form: Any, index: Any, left: Any) -> Any:
     """The group of the next run, and how many runs of it are left."""
-    if left > 1:
-        return index, left - 1
+    left -= 1
+    if left:
+        return index, left
     return index + 1, form.each
 
 
